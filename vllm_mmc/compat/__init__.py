@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""What differs between supported releases, and every hook into other packages.
+
+Each module says why it exists, names the upstream issue and the release that makes
+it unnecessary, and can be undone.
+"""
