@@ -1,0 +1,60 @@
+# Everything runs inside .venv, which the first target that needs it sets up.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# vLLM for CPU wants exactly this torch. Installed first, it spares pip a long search.
+TORCH  := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
+
+stop = { echo 'setup: $(1)' >&2; exit 1; }
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## prepare .venv: vLLM for CPU, this package, the tools
+
+demo: $(READY) ## stock against compiled, on this machine
+	$(BIN)/vllm-mmc demo
+
+test: $(READY) ## the tests
+	$(BIN)/pytest
+
+test-slow: $(READY) ## the heavy cases that `make test` leaves out
+	$(BIN)/pytest -m slow
+
+lint: $(READY) ## style, types, import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## time the encoders and their compilation; results as JSON
+	$(BIN)/python benchmarks/encoder_forward.py
+	$(BIN)/python benchmarks/compile_time.py
+
+clean: ## remove .venv, caches and build outputs
+	rm -rf $(VENV) build dist *.egg-info .*_cache .hypothesis
+	find vllm_mmc tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || \
+	  $(call stop,needs Python 3.11 to 3.14 and found none as "$(PYTHON)": install one and run "make $(MAKECMDGOALS) PYTHON=python3.12")
+	@$(PYTHON) -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(os.path.join(s.get_path("include"), "Python.h")))' || \
+	  $(call stop,torch.compile builds C++ and needs Python.h: install the development package of Python (python3-dev or python3-devel))
+	@command -v $(CXX) >/dev/null || \
+	  $(call stop,torch.compile needs a C++ compiler: install g++ or point CXX at one)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
+	  $(call stop,could not create $(VENV): install the venv module of Python (package python3-venv))
+	@echo 'setup: preparing $(VENV); the first time takes some minutes'
+	$(BIN)/pip install --upgrade pip
+	$(BIN)/pip install '$(TORCH)' || \
+	  $(call stop,pip found no $(TORCH) where it looks: set PIP_EXTRA_INDEX_URL to the CPU wheel index of PyTorch and run make again)
+	$(BIN)/pip install -e '.[cpu,dev,bench]' || \
+	  $(call stop,pip could not install vLLM for CPU and the tools: its reason stands above; mend that and run make again)
+	$(BIN)/python -m vllm_mmc.compat.torchvision
+	@touch $@
