@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Tiny checkpoints that are real in everything but size and training.
+
+Each builder writes a directory that vLLM and Hugging Face load as they load the
+published checkpoint of the same family: real config class, tokenizer, processor and
+chat template, the published parameter names, and random weights.
+One module per family; what the families share is in `common`.
+"""
+
+from vllm_mmc.testing.checkpoints.qwen2_5_vl import (
+    load_hf_vision_tower,
+    qwen2_5_vl_prompt,
+    tiny_qwen2_5_vl,
+)
+
+__all__ = ["load_hf_vision_tower", "qwen2_5_vl_prompt", "tiny_qwen2_5_vl"]

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""What the builders of all families share: vocabulary, weights, saving, loading."""
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+NUM_BYTES = 256
+WEIGHTS_FILE = "model.safetensors"
+
+# Spread of each kind of parameter. Linear layers keep the scale of their input
+# (standard deviation 1 / sqrt(fan-in)); norms and biases are far enough from 1 and 0
+# that a weight of the wrong layer changes the result visibly.
+NORM_SPREAD = 0.25
+BIAS_SPREAD = 0.1
+
+
+def byte_level_vocab(special_tokens: Sequence[str]) -> dict[str, int]:
+    """Returns a byte-level BPE vocabulary without merges.
+
+    Args:
+        special_tokens: in the order of their ids, which start at 256.
+
+    Returns:
+        token -> id: one token per byte (ids 0 to 255), so that every text can be
+        tokenized, then the special tokens.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    tokens = sorted(ByteLevel.alphabet())
+    assert len(tokens) == NUM_BYTES
+    return {token: i for i, token in enumerate([*tokens, *special_tokens])}
+
+
+def printable_ids(vocab: Mapping[str, int]) -> list[int]:
+    """Returns the ids of the tokens that are one visible ASCII character."""
+    return [i for token, i in vocab.items() if len(token) == 1 and "!" <= token <= "~"]
+
+
+def random_weights(
+    shapes: Mapping[str, Sequence[int]], *, seed: int, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Draws one random tensor per parameter name.
+
+    The draw depends on `seed` and the name alone: layers differ from each other, and
+    a checkpoint with more layers has the same weights in the layers that both have.
+
+    Args:
+        shapes: published parameter name -> shape.
+        seed: same seed, same values.
+        dtype: of the result; values are drawn in float32 and then rounded.
+    """
+    weights = {}
+    for name, shape in shapes.items():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+        values = torch.randn(tuple(shape), generator=generator)
+        if name.endswith(".bias"):
+            values *= BIAS_SPREAD
+        elif len(shape) == 1:
+            values = 1 + NORM_SPREAD * values
+        elif "embed_tokens" not in name:
+            values /= values[0].numel() ** 0.5
+        weights[name] = values.to(dtype)
+    return weights
+
+
+def parameter_shapes(
+    model_class: type[nn.Module], config: object, renames: Mapping[str, str]
+) -> dict[str, tuple[int, ...]]:
+    """Returns published parameter name -> shape of a Hugging Face model.
+
+    Args:
+        model_class: the Hugging Face class; built on the meta device.
+        config: its config.
+        renames: prefix of Hugging Face's name -> prefix of the published name. The
+            first prefix that fits wins.
+    """
+    with torch.device("meta"):
+        state = model_class(config).state_dict()
+    return {
+        rename(name, renames): tuple(tensor.shape) for name, tensor in state.items()
+    }
+
+
+def rename(name: str, prefixes: Mapping[str, str]) -> str:
+    """Returns `name` with the first prefix that fits replaced."""
+    for old, new in prefixes.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    parts: Iterable[Any],
+    weights: Mapping[str, torch.Tensor],
+) -> Path:
+    """Writes a checkpoint directory, over an older one if there is one.
+
+    Args:
+        path: the directory; made if it does not exist.
+        parts: what has `save_pretrained`: config, generation config, processor.
+        weights: published parameter name -> tensor.
+
+    Returns:
+        `path`.
+    """
+    from safetensors.torch import save_file
+
+    path.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        part.save_pretrained(path)
+    save_file(dict(sorted(weights.items())), path / WEIGHTS_FILE, {"format": "pt"})
+    return path
+
+
+def read_weights(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Returns the checkpoint's tensors under `prefix`, with the prefix taken off."""
+    from safetensors.torch import load_file
+
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in load_file(path / WEIGHTS_FILE).items()
+        if name.startswith(prefix)
+    }
