@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Real vLLM engines, servers and configs, small and quick enough for a test."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+if TYPE_CHECKING:
+    from torch import nn
+    from vllm.config import VllmConfig
+
+MIB = 1 << 20
+
+# For processes that run an engine. One thread: the tiny models' operations are too
+# small to share, and threads that wait for each other cost five times as much.
+# V1_MULTIPROCESSING=0 keeps the engine in the calling process, which saves the import
+# of vLLM in two more processes; a server still has its engine in a child process.
+ENGINE_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def default_engine_args(checkpoint: Path | str, **overrides: Any) -> dict[str, Any]:
+    """Returns keyword arguments for `vllm.LLM` or `EngineArgs`, small and float32.
+
+    Args:
+        checkpoint: directory of a tiny checkpoint.
+        overrides: further arguments, or other values for these.
+    """
+    return {
+        "model": str(checkpoint),
+        "dtype": "float32",
+        "max_model_len": 2048,
+        "max_num_seqs": 4,
+        "limit_mm_per_prompt": {"image": 2, "video": 1},
+        # In bytes: VLLM_CPU_KVCACHE_SPACE counts whole GiB. With an explicit size
+        # and enforce_eager the CPU worker skips its warm-up run.
+        "kv_cache_memory_bytes": 128 * MIB,
+        "disable_log_stats": True,
+        "seed": 0,
+    } | overrides
+
+
+def stock_class(architecture: str) -> dict[str, dict[str, str]]:
+    """Returns the engine argument that pins vLLM's own class of an architecture.
+
+    With it an engine or `tower_context` is stock even where a plugin is registered:
+    `tower_context(checkpoint, **stock_class("Qwen2_5_VLForConditionalGeneration"))`.
+
+    Raises:
+        KeyError: if vLLM has no multimodal model of that name.
+    """
+    from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
+
+    module, name = _MULTIMODAL_MODELS[architecture]
+    target = f"vllm.model_executor.models.{module}:{name}"
+    return {"model_class_overrides": {architecture: target}}
+
+
+@contextlib.contextmanager
+def tower_context(
+    checkpoint: Path | str,
+    *,
+    compile_mm_encoder: bool = False,
+    mode: int | None = None,
+    **overrides: Any,
+) -> "Iterator[VllmConfig]":
+    """Makes this process a worker without an engine: models can be built and run.
+
+    Inside, vLLM's current config is the one that its own `EngineArgs` makes of the
+    checkpoint, and the single-rank process groups exist. On leaving, both are gone.
+    Load a model with `load_model`; a config holds one model, so enter anew for another.
+    Towers take normalized pixel values, as Hugging Face's do. (vLLM's default is to
+    ship raw pixels and normalize in the tower: `mm_device_do_normalize=True`.)
+
+    Args:
+        checkpoint: directory of a tiny checkpoint.
+        compile_mm_encoder: as in vLLM's compilation config.
+        mode: a `CompilationMode`; by default NONE without `compile_mm_encoder` and
+            vLLM's choice with it. On CPU vLLM turns VLLM_COMPILE (3) into
+            DYNAMO_TRACE_ONCE (2); asked for here, 3 is kept, with the passes that need
+            a GPU left out, so that the path of a GPU can be walked on a CPU.
+        overrides: further engine arguments, as in `default_engine_args`.
+
+    Raises:
+        RuntimeError: if the process has a process group or current config already.
+    """
+    import torch
+    import vllm.ir
+    from vllm.config import CompilationMode, set_current_vllm_config
+    from vllm.config.vllm import get_current_vllm_config_or_none
+    from vllm.distributed import (
+        cleanup_dist_env_and_memory,
+        ensure_model_parallel_initialized,
+        init_distributed_environment,
+    )
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader import utils as loader_utils
+    from vllm.platforms import current_platform
+
+    if torch.distributed.is_initialized() or get_current_vllm_config_or_none():
+        raise RuntimeError("this process already runs a vLLM model or engine")
+    if mode is None and not compile_mm_encoder:
+        mode = CompilationMode.NONE
+    asked = {"mode": mode, "compile_mm_encoder": compile_mm_encoder}
+    compilation_config = asked | overrides.pop("compilation_config", {})
+    overrides = {"mm_device_do_normalize": False} | overrides
+    args = default_engine_args(
+        checkpoint, compilation_config=compilation_config, **overrides
+    )
+    vllm_config = EngineArgs(**args).create_engine_config()
+    # Keyed by checkpoint and architecture but not by the class registered for it.
+    loader_utils._MODEL_ARCH_BY_HASH.clear()
+
+    with contextlib.ExitStack() as stack:
+        if current_platform.is_cpu():
+            # The CPU worker replaces these two for good; both need an accelerator.
+            for name in ("empty_cache", "synchronize"):
+                stack.enter_context(mock.patch.object(torch.accelerator, name))
+            if mode == CompilationMode.VLLM_COMPILE:
+                stack.enter_context(_vllm_compile_on_cpu(vllm_config))
+        # As in WorkerBase.__init__, but undone afterwards.
+        stack.enter_context(vllm_config.kernel_config.ir_op_priority.set_priority())
+        wrap = vllm_config.compilation_config.ir_enable_torch_wrap
+        stack.enter_context(vllm.ir.enable_torch_wrap(wrap))
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(set_current_vllm_config(vllm_config))
+        stack.callback(cleanup_dist_env_and_memory)
+        init_distributed_environment(
+            world_size=1,
+            rank=0,
+            local_rank=0,
+            distributed_init_method=f"file://{directory}/rendezvous",
+            backend="gloo",
+        )
+        ensure_model_parallel_initialized(1, 1)
+        yield vllm_config
+
+
+def load_model(vllm_config: "VllmConfig") -> "nn.Module":
+    """Returns the whole model, loaded as a worker loads it.
+
+    vLLM's own class resolution and weight loader are used, so a plugin's class is found
+    if the plugin is registered. The model is in eval mode; `model.visual` is the tower.
+
+    Args:
+        vllm_config: the current config, from `tower_context`.
+    """
+    from vllm.model_executor.model_loader import get_model
+
+    return get_model(vllm_config=vllm_config)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `vllm serve`.
+
+    Attributes:
+        url: for instance "http://127.0.0.1:12345"; the OpenAI API is under "/v1".
+        model: the name of the served model.
+        log: path of the server's output.
+        start_seconds: from the start of the process until it was healthy.
+    """
+
+    url: str
+    model: str
+    log: Path
+    start_seconds: float
+
+    def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
+        """Sends JSON and returns the HTTP status and the answer's JSON (or text)."""
+        request = urllib.request.Request(
+            self.url + path,
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                status, text = answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            status, text = error.code, error.read().decode()
+        try:
+            return status, json.loads(text)
+        except json.JSONDecodeError:
+            return status, text
+
+
+@contextlib.contextmanager
+def vllm_serve(
+    checkpoint: Path | str,
+    *args: str,
+    env: Mapping[str, str] | None = None,
+    deadline_s: float = 300,
+) -> Iterator[Server]:
+    """Runs a real server on a free loopback port and ends it on leaving.
+
+    Args:
+        checkpoint: directory of a tiny checkpoint.
+        args: further arguments of `vllm serve`.
+        env: added to this process's environment and `ENGINE_ENVIRONMENT`.
+        deadline_s: seconds until it must be healthy.
+
+    Raises:
+        RuntimeError: with the end of the server's log, if it exits or is not healthy in
+            time.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    engine_args = default_engine_args(checkpoint)
+    model = engine_args.pop("model")
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *_command_line(engine_args),
+        *args,
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "server.log"
+        started = time.monotonic()
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **ENGINE_ENVIRONMENT, **(env or {})},
+                start_new_session=True,
+            )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            while not _healthy(url):
+                waited = time.monotonic() - started
+                if (code := process.poll()) is not None:
+                    raise RuntimeError(f"vllm serve exited with {code}:\n{_tail(log)}")
+                if waited > deadline_s:
+                    raise RuntimeError(
+                        f"vllm serve not healthy after {waited:.0f} s:\n{_tail(log)}"
+                    )
+                time.sleep(0.2)
+            yield Server(url, model, log, time.monotonic() - started)
+        finally:
+            end_process_group(process)
+
+
+def end_process_group(
+    process: "subprocess.Popen[Any]", *, patience_s: float = 20
+) -> None:
+    """Ends a process that leads its own session, and everything it started.
+
+    Args:
+        process: started with `start_new_session=True`.
+        patience_s: seconds between the request to end and the kill.
+    """
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience_s)
+    # Children that outlived it, or all of them if it did not listen.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _tail(log: Path, lines: int = 60) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _command_line(engine_args: Mapping[str, Any]) -> list[str]:
+    """Turns engine arguments into flags: dicts as JSON, True as a bare flag."""
+    flags = []
+    for name, value in engine_args.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            flags.append(flag)
+        elif isinstance(value, dict):
+            flags += [flag, json.dumps(value)]
+        else:
+            flags += [flag, str(value)]
+    return flags
+
+
+@contextlib.contextmanager
+def _vllm_compile_on_cpu(vllm_config: "VllmConfig") -> Iterator[None]:
+    """Sets mode 3 again after the CPU platform lowered it, and makes it work there."""
+    from vllm.config import CompilationMode
+    from vllm.platforms import current_platform
+
+    vllm_config.compilation_config.mode = CompilationMode.VLLM_COMPILE
+    vllm_config.compilation_config.compile_sizes = []
+    passes = "vllm_mmc.testing.cpu_passes.CpuPassManager"
+    with mock.patch.object(
+        type(current_platform), "get_pass_manager_cls", classmethod(lambda _: passes)
+    ):
+        yield
