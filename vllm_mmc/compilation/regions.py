@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Compile each structure once: the leader compiles, followers reuse its function.
+
+The compiled function takes the module as its first argument and reads parameters
+from it at run time, so one function serves every module of equal structure.
+"""
+
+import contextlib
+import inspect
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+from vllm.compilation.counter import compilation_counter
+from vllm.compilation.monitor import monitor_torch_compile
+from vllm.config import (
+    CompilationConfig,
+    CompilationMode,
+    CUDAGraphMode,
+    VllmConfig,
+    set_current_vllm_config,
+)
+from vllm.config.compilation import DynamicShapesType
+from vllm.env_override import _apply_constrain_to_fx_strides_patch
+from vllm.logger import init_logger
+from vllm.sequence import IntermediateTensors
+
+from vllm_mmc.compilation import cache
+from vllm_mmc.compilation.counters import counters
+from vllm_mmc.compilation.structure import IDENTITY_ATTRS, Structure, structure_of
+
+logger = init_logger(__name__)
+
+Dims = Mapping[int, str | None]
+"""Dimension (negative counts from the end) -> shape id, or None."""
+CompiledFn = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class RegionSpec:
+    """What the decorator was told about a class.
+
+    Attributes:
+        name: The class's name: cache prefix and log tag.
+        dynamic_dims: Argument name -> dimensions that vary between calls.
+        unbacked_dims: Argument name -> dimensions to trace without an example size,
+            so that no graph is specialised on 0 or 1.
+        is_encoder: Part of a multimodal encoder (vLLM's meaning: the compile range
+            is open-ended).
+        arguments: Names of the arguments of `forward`, without self.
+    """
+
+    name: str
+    dynamic_dims: Mapping[str, Dims]
+    unbacked_dims: Mapping[str, Sequence[int]]
+    is_encoder: bool
+    arguments: tuple[str, ...]
+
+    def varying_dims(self, argument: str, ndim: int) -> set[int]:
+        dims = (
+            *self.dynamic_dims.get(argument, ()),
+            *self.unbacked_dims.get(argument, ()),
+        )
+        return {d % ndim for d in dims} if ndim else set()
+
+
+class CompiledStructure:
+    """One structure, with one compiled function per call signature.
+
+    A signature is what a graph takes for granted of its arguments: types, dtypes,
+    devices, layouts, sizes that are not marked dynamic, and plain values. A second
+    signature compiles a second graph, where a graph without guards would be wrong.
+    """
+
+    def __init__(self, spec: RegionSpec, structure: Structure) -> None:
+        self.spec = spec
+        self.structure = structure
+        self.shareable = True
+        self._compiled: dict[tuple[Any, ...], CompiledFn] = {}
+        self._lock = threading.Lock()
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        signature = self._signature(args, kwargs)
+        compiled = self._compiled.get(signature)
+        if compiled is None:
+            with self._lock:
+                compiled = self._compiled.get(signature)
+                if compiled is None:
+                    compiled = self._obtain(module, args, kwargs, signature)
+                    self._compiled[signature] = compiled
+        return compiled(module, *args, **kwargs)
+
+    def _signature(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        spec = self.spec
+        return (
+            *(_trait(spec, n, a) for n, a in zip(spec.arguments, args, strict=False)),
+            *((name, _trait(spec, name, arg)) for name, arg in kwargs.items()),
+        )
+
+    def _obtain(
+        self,
+        leader: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        signature: tuple[Any, ...],
+    ) -> CompiledFn:
+        vllm_config: VllmConfig = leader.vllm_config
+        entry = cache.entry_for(self.spec, self.structure, signature, vllm_config)
+        with (
+            set_current_vllm_config(vllm_config),
+            _encoder_view(vllm_config.compilation_config, entry),
+        ):
+            start = time.perf_counter()
+            loaded = cache.load(entry, leader.forward.__globals__)
+            if loaded is not None:
+                counters.artifact_loads += 1
+                counters.load_seconds += time.perf_counter() - start
+                return loaded
+            compiled = self._compile(leader, args, kwargs, vllm_config)
+            seconds = time.perf_counter() - start
+            if self.shareable:
+                cache.save(entry, compiled)
+        counters.graphs += 1
+        counters.recompiles += bool(self._compiled)
+        counters.compile_seconds += seconds
+        if vllm_config.compilation_config.mode != CompilationMode.VLLM_COMPILE:
+            # vLLM's monitor counts and reports these seconds in its own mode only.
+            vllm_config.compilation_config.encoder_compilation_time += seconds
+        logger.info(
+            "[%s] compiled in %.2f s (structure %s)",
+            self.spec.name,
+            seconds,
+            self.structure.digest[:12],
+        )
+        return compiled
+
+    def _compile(
+        self,
+        leader: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        vllm_config: VllmConfig,
+    ) -> CompiledFn:
+        config = vllm_config.compilation_config
+        backend = config.init_backend(
+            vllm_config, prefix=self.spec.name, is_encoder=self.spec.is_encoder
+        )
+        options: dict[str, Any] = {"guard_filter_fn": self._drop_guards}
+        if backend == "inductor":
+            options |= config.inductor_compile_config
+        _apply_constrain_to_fx_strides_patch()
+        args, kwargs = self._mark_dims(leader, args, kwargs, config)
+        with (
+            # An encoder never trains. Traced with gradients, as vLLM's CPU worker
+            # profiles, a graph saves tensors that inference mode refuses to save.
+            torch.no_grad(),
+            torch._dynamo.config.patch(
+                enable_aot_compile=True, enable_cpp_symbolic_shape_guards=False
+            ),
+            # With guards dropped, dimensions that happen to have equal sizes in the
+            # first call must not become one symbol.
+            torch.fx.experimental._config.patch(
+                use_duck_shape=False,
+                backed_size_oblivious=config.dynamic_shapes_config.type
+                == DynamicShapesType.BACKED_SIZE_OBLIVIOUS,
+            ),
+            torch._inductor.config.patch(
+                assume_32bit_indexing=config.dynamic_shapes_config.assume_32_bit_indexing
+            ),
+            monitor_torch_compile(
+                vllm_config, is_encoder=self.spec.is_encoder, tag=self.spec.name
+            ),
+        ):
+            compiled = torch.compile(
+                leader.forward,
+                fullgraph=True,
+                dynamic=False,
+                backend=backend,
+                options=options,
+            ).aot_compile((args, kwargs))
+        compiled.disable_guard_check()
+        compilation_counter.num_aot_compiles += 1
+        return compiled
+
+    def _drop_guards(self, guards: Sequence[Any]) -> list[bool]:
+        """Drop all guards, as vLLM does, but note if the graph read an identity."""
+        if self.shareable and any(_READS_IDENTITY.search(g.name) for g in guards):
+            self.shareable = False
+            logger.warning_once(
+                "%s reads its own prefix or layer name in forward: each instance is "
+                "compiled by itself.",
+                self.spec.name,
+            )
+        return [False] * len(guards)
+
+    def _mark_dims(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        config: Any,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Views of the arguments, with the dimensions that vary marked on them."""
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        views: dict[int, torch.Tensor] = {}
+
+        def view(tensor: torch.Tensor) -> torch.Tensor:
+            return views.setdefault(id(tensor), tensor.detach())
+
+        unbacked = config.dynamic_shapes_config.type == DynamicShapesType.UNBACKED
+        for name, arg in bound.arguments.items():
+            dims = self.spec.dynamic_dims.get(name, {})
+            if isinstance(arg, torch.Tensor):
+                bound.arguments[name] = arg = view(arg)
+                _mark(arg, dims, self.spec.unbacked_dims.get(name, ()), unbacked)
+            elif isinstance(arg, IntermediateTensors):
+                tensors = {key: view(t) for key, t in arg.tensors.items()}
+                bound.arguments[name] = IntermediateTensors(tensors)
+                for tensor in tensors.values():
+                    _mark(tensor, dims, (), unbacked)
+            elif dims and arg is not None:
+                raise ValueError(
+                    f"Unsupported dynamic dimensions {list(dims)} for argument {name} "
+                    f"with type {type(arg)}."
+                )
+        return bound.args, bound.kwargs
+
+
+_READS_IDENTITY = re.compile(rf"\b({'|'.join(sorted(IDENTITY_ATTRS))})\b")
+
+
+def _mark(
+    tensor: torch.Tensor, dims: Dims, unbacked_dims: Sequence[int], unbacked: bool
+) -> None:
+    dims = {d % tensor.ndim: shape_id for d, shape_id in dims.items()}
+    never_backed = {d % tensor.ndim for d in unbacked_dims}
+    for dim, shape_id in (dims | {d: dims.get(d) for d in never_backed}).items():
+        if unbacked or dim in never_backed:
+            torch._dynamo.decorators.mark_unbacked(
+                tensor, dim, hint_override=tensor.size(dim), shape_id=shape_id
+            )
+        else:
+            torch._dynamo.mark_dynamic(tensor, dim)
+
+
+def _trait(spec: RegionSpec, name: str, arg: Any) -> Any:
+    if isinstance(arg, torch.Tensor):
+        varying = spec.varying_dims(name, arg.ndim)
+        return (
+            arg.dtype,
+            arg.device,
+            tuple(-1 if d in varying else n for d, n in enumerate(arg.shape)),
+            arg.is_contiguous() or arg.stride(),
+        )
+    if isinstance(arg, IntermediateTensors):
+        return tuple((key, _trait(spec, name, t)) for key, t in arg.tensors.items())
+    if arg is None or isinstance(arg, (bool, int, float, str)):
+        return (type(arg), arg)
+    if isinstance(arg, (list, tuple)):
+        return tuple(_trait(spec, name, item) for item in arg)
+    if isinstance(arg, dict):
+        return tuple((key, _trait(spec, name, item)) for key, item in arg.items())
+    return type(arg)
+
+
+@contextlib.contextmanager
+def _encoder_view(
+    config: CompilationConfig, entry: cache.Entry
+) -> Generator[None, None, None]:
+    """What vLLM's backend shall see while it compiles or loads one of our regions.
+
+    - The decoder's `compile_sizes` would replace every symbol by one size.
+    - Piecewise CUDA graphs are kept by batch descriptor: shared by all instances,
+      they would replay the leader's weights. (Encoder CUDA graphs, which capture a
+      whole forward, are not affected.)
+    - The backend's own directory is shared by all it compiles, under keys that do
+      not know the structure: each of our artifacts gets its own.
+    """
+    view = {
+        "compile_sizes": [],
+        "cudagraph_mode": CUDAGraphMode.NONE,
+        "cache_dir": str(entry.directory / "backend"),
+        "traced_files": set(),
+    }
+    before = {name: getattr(config, name) for name in (*view, "local_cache_dir")}
+    for name, value in view.items():
+        setattr(config, name, value)
+    try:
+        with cache.inductor_directory():
+            yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+_structures: dict[tuple[Any, ...], CompiledStructure] = {}
+_structures_lock = threading.Lock()
+
+
+def compiled_structure(module: nn.Module, spec: RegionSpec) -> CompiledStructure:
+    """The compiled structure that `module` belongs to, made if it is the leader.
+
+    Structures are shared through the whole process: engines of equal configuration
+    share them too.
+    """
+    structure = structure_of(module)
+    key = (spec.name, structure.digest, cache.environment_digest(module.vllm_config))
+    with _structures_lock:
+        found = _structures.get(key)
+        if found is not None and found.shareable:
+            counters.followers += 1
+            return found
+        counters.structures += 1
+        compilation_counter.num_models_seen += 1
+        made = CompiledStructure(spec, structure)
+        return _structures.setdefault(key, made) if found is None else made
+
+
+@contextlib.contextmanager
+def stock_compile_off(vllm_config: VllmConfig) -> Generator[None, None, None]:
+    """Build vLLM's encoder modules uncompiled; ours take their place afterwards."""
+    config = vllm_config.compilation_config
+    requested = config.compile_mm_encoder
+    config.compile_mm_encoder = False
+    try:
+        yield
+    finally:
+        config.compile_mm_encoder = requested

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""The structure of a region: all that decides its traced graph but tensor values.
+
+Compiled regions run without guards, so nothing at run time protects a follower
+from a graph that was traced on another module. This comparison does: two
+instances share a compiled function only if their descriptions are equal.
+
+A description is a nested tuple of plain strings and numbers. It is independent of
+addresses and hash seeds, so equal modules have equal digests in every process.
+"""
+
+import enum
+import functools
+import hashlib
+import inspect
+import logging
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+IDENTITY_ATTRS = frozenset({"prefix", "layer_name"})
+"""Attributes that name a module's place in the model. They differ between layers
+that are otherwise equal and are left out; a graph that reads one is never shared
+(see `vllm_mmc.compilation.regions`)."""
+
+# What nn.Module keeps for training and state dicts, and what the decorators keep.
+_BOOKKEEPING = frozenset(
+    {
+        "_parameters",
+        "_buffers",
+        "_modules",
+        "_non_persistent_buffers_set",
+        "_backward_pre_hooks",
+        "_backward_hooks",
+        "_is_full_backward_hook",
+        "_state_dict_hooks",
+        "_state_dict_pre_hooks",
+        "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_hooks_always_called",
+        "_forward_pre_hooks_with_kwargs",
+        "_mmc_compiled",
+    }
+)
+_HOOKS = frozenset({"_forward_hooks", "_forward_pre_hooks"})
+_PLAIN = (bool, int, str, bytes, complex, type(None), type(Ellipsis))
+_TORCH_PLAIN = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+_LRU_CACHE = type(functools.lru_cache(len))
+
+Description = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The structure of one region instance.
+
+    Attributes:
+        digest: SHA-256 of the description, in hexadecimal.
+        description: What was compared.
+        portable: False if an attribute could be compared by identity only; then
+            the digest means nothing outside this process.
+    """
+
+    digest: str
+    description: Description
+    portable: bool
+
+
+def structure_of(module: nn.Module) -> Structure:
+    """Describe `module`: classes, code, parameters, buffers and attributes.
+
+    Args:
+        module: A region instance with its weights loaded (loading may replace
+            parameters and quantisation state).
+    """
+    walker = _Walker()
+    description = walker.module(module)
+    digest = hashlib.sha256(repr(description).encode()).hexdigest()
+    return Structure(digest, description, walker.portable)
+
+
+def differences(
+    a: Description, b: Description, path: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (path, value in `a`, value in `b`) for each leaf that differs."""
+    if not (isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b)):
+        if a != b:
+            yield path or ".", a, b
+        return
+    name = a[0] if a and isinstance(a[0], str) and a[0] == b[0] else ""
+    for i, (x, y) in enumerate(zip(a, b, strict=True)):
+        yield from differences(x, y, f"{path}/{name or i}")
+
+
+class _Walker:
+    def __init__(self) -> None:
+        self.portable = True
+        self._seen: dict[int, int] = {}
+        self._alive: list[object] = []  # ids stay unique while we walk
+
+    def _first_visit(self, obj: object) -> Description | None:
+        """None on the first visit, else a reference: aliasing is structure."""
+        index = self._seen.setdefault(id(obj), len(self._seen))
+        if index < len(self._alive):
+            return ("seen", index)
+        self._alive.append(obj)
+        return None
+
+    def module(self, module: nn.Module) -> Description:
+        if (seen := self._first_visit(module)) is not None:
+            return seen
+        own = module.__dict__
+        tensors = (*module._parameters.items(), *module._buffers.items())
+        return (
+            "module",
+            self._class(type(module)),
+            tuple((name, self.value(t)) for name, t in tensors),
+            self._attributes(own, skip=_BOOKKEEPING),
+            tuple((name, self.value(m)) for name, m in module._modules.items()),
+        )
+
+    def _attributes(
+        self, attributes: Mapping[str, Any], skip: frozenset[str] = frozenset()
+    ) -> Description:
+        return tuple(
+            # Hooks are kept under counters that no two modules share.
+            (name, self.value(list(value.values()) if name in _HOOKS else value))
+            for name, value in sorted(attributes.items())
+            if name not in skip and name not in IDENTITY_ATTRS
+        )
+
+    def value(self, obj: Any) -> Description:
+        if isinstance(obj, enum.Enum):
+            return ("enum", _qualname(type(obj)), obj.name)
+        if type(obj) in _PLAIN:
+            return (type(obj).__name__, obj)
+        if isinstance(obj, float):
+            return ("float", repr(obj))
+        if isinstance(obj, (*_TORCH_PLAIN, PurePath)):
+            return (type(obj).__name__, str(obj))
+        if isinstance(obj, (int, str)):  # a subclass
+            return ("plain", _qualname(type(obj)), str(obj))
+        if isinstance(obj, (types.GenericAlias, types.UnionType)):
+            return ("annotation", repr(obj))
+        if isinstance(obj, (type, types.BuiltinFunctionType)):
+            return ("name", _qualname(obj))
+        if isinstance(obj, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+            return ("op", str(obj))
+        if isinstance(obj, types.ModuleType):
+            return ("python module", obj.__name__)
+        if isinstance(obj, logging.Logger):
+            return ("logger", obj.name)
+        if _is_vllm_config(obj):
+            # The same in every region of an engine, and part of the cache key.
+            return ("vllm config", _qualname(type(obj)))
+        if isinstance(obj, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            return self._opaque(obj)
+
+        if isinstance(obj, nn.Module):
+            return self.module(obj)
+        if (seen := self._first_visit(obj)) is not None:
+            return seen
+        if isinstance(obj, torch.Tensor):
+            return self._tensor(obj)
+        if isinstance(obj, (np.ndarray, np.generic)):
+            return ("numpy", str(obj.dtype), obj.shape, _sha256(obj.tobytes()))
+        if (inner := getattr(obj, "_torchdynamo_orig_callable", None)) is not None:
+            return ("torch.compile", self.value(inner))  # inlined when traced
+        if type(obj) is _LRU_CACHE:
+            return ("lru_cache", self.value(obj.__wrapped__))
+        if isinstance(obj, types.MethodType):
+            return ("method", self.value(obj.__func__), self.value(obj.__self__))
+        if isinstance(obj, types.FunctionType):
+            return self._function(obj)
+        if isinstance(obj, functools.partial):
+            return (
+                "partial",
+                self.value(obj.func),
+                self.value(obj.args),
+                self.value(obj.keywords),
+            )
+        if isinstance(obj, Mapping):
+            items = tuple((self.value(k), self.value(v)) for k, v in obj.items())
+            return ("mapping", _qualname(type(obj)), items)
+        if isinstance(obj, (list, tuple)):
+            return (
+                "sequence",
+                _qualname(type(obj)),
+                tuple(self.value(item) for item in obj),
+            )
+        if isinstance(obj, (set, frozenset)):
+            items = tuple(sorted((self.value(item) for item in obj), key=repr))
+            return ("set", _qualname(type(obj)), items)
+        if type(obj).__module__ != "builtins" and (state := _state(obj)) is not None:
+            return ("object", self._class(type(obj)), self._attributes(state))
+        return self._opaque(obj)
+
+    def _class(self, cls: type) -> Description:
+        description, portable = _class_description(cls)
+        self.portable &= portable
+        return description
+
+    def _tensor(self, t: torch.Tensor) -> Description:
+        plain = {
+            name: value
+            for name, value in getattr(t, "__dict__", {}).items()
+            if type(value) in _PLAIN
+        }
+        return (
+            "tensor",
+            _qualname(type(t)),
+            tuple(t.shape),
+            tuple(t.stride()) if t.layout is torch.strided else str(t.layout),
+            str(t.dtype),
+            str(t.device),
+            self._attributes(plain),
+        )
+
+    def _function(self, fn: types.FunctionType) -> Description:
+        cells = []
+        for cell in fn.__closure__ or ():
+            try:
+                cells.append(self.value(cell.cell_contents))
+            except ValueError:  # a cell that is still empty
+                cells.append(("empty cell",))
+        return (
+            "function",
+            _qualname(fn),
+            _code_digest(fn.__code__),
+            self.value(fn.__defaults__),
+            self.value(fn.__kwdefaults__),
+            tuple(cells),
+        )
+
+    def _opaque(self, obj: object) -> Description:
+        self.portable = False
+        return ("identity", _qualname(type(obj)), id(obj))
+
+
+def _qualname(obj: Any) -> str:
+    return f"{getattr(obj, '__module__', '')}.{obj.__qualname__}"
+
+
+def _is_vllm_config(obj: object) -> bool:
+    return type(obj).__module__.startswith("vllm.config.")
+
+
+def _state(obj: object) -> dict[str, Any] | None:
+    """The attributes of a Python object; None if they cannot be seen."""
+    state: dict[str, Any] = dict(getattr(obj, "__dict__", {}))
+    visible = hasattr(obj, "__dict__")
+    for cls in type(obj).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            visible = True
+            if slot not in ("__dict__", "__weakref__") and hasattr(obj, slot):
+                state[slot] = getattr(obj, slot)
+    # An extension type can hide state behind an empty __dict__.
+    hidden = any(
+        not (cls.__flags__ & _HEAPTYPE) and cls is not object
+        for cls in type(obj).__mro__
+    )
+    return state if visible and not hidden else None
+
+
+_HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: defined in Python (or by a modern C API)
+
+
+@functools.lru_cache(maxsize=4096)
+def _class_description(cls: type) -> tuple[Description, bool]:
+    """The class, and the code of every method down to torch's and Python's own."""
+    described = []
+    portable = True
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] in ("torch", "builtins", "abc", "typing"):
+            continue
+        members = {}
+        for name, member in base.__dict__.items():
+            if isinstance(member, (staticmethod, classmethod)):
+                member = member.__func__
+            elif isinstance(member, property):
+                member = member.fget
+            if inspect.isfunction(member) or isinstance(member, (*_PLAIN, float)):
+                members[name] = member
+        for name in ("__doc__", "__firstlineno__"):
+            members.pop(name, None)
+        walker = _Walker()
+        described.append((_qualname(base), walker._attributes(members)))
+        portable &= walker.portable
+    return (_qualname(cls), _sha256(repr(described).encode())), portable
+
+
+@functools.lru_cache(maxsize=16384)
+def _code_digest(code: types.CodeType) -> str:
+    """What `code` does; where it stands in its file does not matter."""
+    return _sha256(
+        repr(
+            (
+                code.co_code,
+                tuple(_constant(c) for c in code.co_consts),
+                code.co_names,
+                code.co_varnames,
+                code.co_freevars,
+                code.co_cellvars,
+                code.co_flags,
+                code.co_argcount,
+                code.co_kwonlyargcount,
+            )
+        ).encode()
+    )
+
+
+def _constant(const: Any) -> Any:
+    if isinstance(const, types.CodeType):
+        return _code_digest(const)
+    if isinstance(const, tuple):
+        return tuple(_constant(c) for c in const)
+    if isinstance(const, frozenset):
+        return ("frozenset", sorted(repr(_constant(c)) for c in const))
+    return (type(const).__name__, repr(const))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
