@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Qwen2.5-VL with a compiled vision encoder: three graphs, whatever the depth.
+
+Host metadata (window index, cu_seqlens, max_seqlen, rotary tables) is vLLM's
+`prepare_encoder_metadata`: computed from the grids before any graph, once per
+forward, with max_seqlen as a tensor on the host.
+"""
+
+import torch
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
+    Qwen2_5_VLVisionConfig,
+)
+from vllm.config import get_current_vllm_config
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VisionBlock,
+    Qwen2_5_VisionPatchEmbed,
+    Qwen2_5_VisionPatchMerger,
+    Qwen2_5_VisionTransformer,
+    Qwen2_5_VLForConditionalGeneration,
+)
+from vllm.model_executor.models.utils import cast_overflow_tensors
+
+from vllm_mmc.compilation.decorators import (
+    adopt,
+    should_torch_compile_mm_encoder,
+    support_torch_compile,
+)
+from vllm_mmc.compilation.regions import stock_compile_off
+from vllm_mmc.models.interfaces import SupportsCompiledEncoder
+
+# === Vision Encoder === #
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"x": 0},
+    enable_if=should_torch_compile_mm_encoder,
+    is_encoder=True,
+)
+class CompiledQwen2_5_VisionPatchEmbed(Qwen2_5_VisionPatchEmbed):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # [num_patches, channels * temporal * patch * patch] -> [num_patches, hidden]
+        L, _ = x.shape
+        x = x.view(L, -1, self.temporal_patch_size, self.patch_size, self.patch_size)
+        return self.proj(x).view(L, self.hidden_size)
+
+
+@support_torch_compile(
+    dynamic_arg_dims={
+        "x": 0,
+        "cu_seqlens": 0,
+        "rotary_pos_emb_cos": 0,
+        "rotary_pos_emb_sin": 0,
+        "sequence_lengths": 0,
+    },
+    enable_if=should_torch_compile_mm_encoder,
+    is_encoder=True,
+)
+class CompiledQwen2_5_VisionBlock(Qwen2_5_VisionBlock):
+    def forward(
+        self,
+        x: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        rotary_pos_emb_cos: torch.Tensor,
+        rotary_pos_emb_sin: torch.Tensor,
+        max_seqlen: torch.Tensor,
+        sequence_lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        # [num_patches, 1, hidden]
+        x_attn = self.attn(
+            self.norm1(x),
+            cu_seqlens=cu_seqlens,
+            rotary_pos_emb_cos=rotary_pos_emb_cos,
+            rotary_pos_emb_sin=rotary_pos_emb_sin,
+            max_seqlen=max_seqlen,
+            sequence_lengths=sequence_lengths,
+        )
+        x_fused_norm, residual = self.norm2(x, residual=x_attn)
+        return residual + self.mlp(x_fused_norm)
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"x": 0},
+    mark_unbacked_dims={"x": 0},  # the smallest picture is one merged patch
+    enable_if=should_torch_compile_mm_encoder,
+    is_encoder=True,
+)
+class CompiledQwen2_5_VisionPatchMerger(Qwen2_5_VisionPatchMerger):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # [num_merged, merge**2, context] -> [num_merged, d_model]
+        return self.mlp(self.ln_q(x).view(-1, self.hidden_size))
+
+
+class CompiledQwen2_5_VisionTransformer(Qwen2_5_VisionTransformer):
+    """The encoder, also for serving stacks of your own.
+
+    `forward(pixels, grid_thw)` takes pixels of shape [num_patches, channels *
+    temporal_patch * patch**2] and grids of [t, h, w] in patches, one per item, and
+    returns [num_patches / merge**2, out_hidden_size], item after item. With
+    `encoder_metadata=prepare_encoder_metadata(grid_thw)` the metadata of equal grids
+    is computed once.
+    """
+
+    def __init__(
+        self,
+        vision_config: Qwen2_5_VLVisionConfig,
+        norm_eps: float = 1e-6,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        vllm_config = get_current_vllm_config()
+        with stock_compile_off(vllm_config):
+            super().__init__(
+                vision_config, norm_eps, quant_config=quant_config, prefix=prefix
+            )
+        adopt(self, ENCODER_REGIONS, vllm_config)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        grid_thw: list[list[int]] | None,
+        *,
+        encoder_metadata: dict[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        if encoder_metadata is None:
+            assert grid_thw is not None
+            encoder_metadata = self.prepare_encoder_metadata(grid_thw)
+        metadata = encoder_metadata
+        full = {
+            "cu_seqlens": metadata["cu_seqlens"],
+            "max_seqlen": metadata["max_seqlen_full"],
+            "sequence_lengths": metadata.get("sequence_lengths_full"),
+        }
+        window = {
+            "cu_seqlens": metadata["cu_window_seqlens"],
+            "max_seqlen": metadata["max_seqlen_window"],
+            "sequence_lengths": metadata.get("sequence_lengths_window"),
+        }
+
+        # [num_patches, ...] -> [num_merged, merge**2, hidden], window by window
+        x = self.patch_embed(self.input_norm(x.to(device=self.device), self.dtype))
+        num_patches = x.shape[0]
+        x = x.view(-1, self.spatial_merge_unit, self.hidden_size)
+        x = x[metadata["window_index"]].view(num_patches, 1, self.hidden_size)
+        for layer_num, block in enumerate(self.blocks):
+            x = block(
+                x,
+                rotary_pos_emb_cos=metadata["rotary_pos_emb_cos"],
+                rotary_pos_emb_sin=metadata["rotary_pos_emb_sin"],
+                **(full if layer_num in self.fullatt_block_indexes else window),
+            )
+        if x.dtype == torch.float16:  # the last block of 3B overflows on long inputs
+            x = cast_overflow_tensors(x)
+        x = self.merger(x.view(-1, self.spatial_merge_unit, self.hidden_size))
+        return x[metadata["reverse_indices"]]
+
+
+ENCODER_REGIONS = {
+    Qwen2_5_VisionTransformer: CompiledQwen2_5_VisionTransformer,
+    Qwen2_5_VisionPatchEmbed: CompiledQwen2_5_VisionPatchEmbed,
+    Qwen2_5_VisionBlock: CompiledQwen2_5_VisionBlock,
+    Qwen2_5_VisionPatchMerger: CompiledQwen2_5_VisionPatchMerger,
+}
+
+
+class CompiledQwen2_5_VLForConditionalGeneration(
+    SupportsCompiledEncoder, Qwen2_5_VLForConditionalGeneration
+):
+    encoder_regions = ENCODER_REGIONS
