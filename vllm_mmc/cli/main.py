@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""The `vllm-mmc` command."""
+
+import argparse
+from collections.abc import Sequence
+
+from vllm_mmc import __version__
+from vllm_mmc.catalog import CATALOG
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="vllm-mmc", description="Compiled multimodal encoders for vLLM"
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser("list", help="print the catalogue of models")
+    command.set_defaults(run=run_list)
+
+    from vllm_mmc.cli import demo
+
+    demo.add_parser(commands)
+    args = parser.parse_args(argv)
+    status: int = args.run(args)
+    return status
+
+
+def run_list(args: argparse.Namespace) -> int:
+    header = ("architecture", "regions", "stock vLLM compiles", "status")
+    rows = [
+        (entry.architecture, ", ".join(entry.regions), entry.stock, entry.status)
+        for entry in CATALOG
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, tuple("-" * width for width in widths), *rows):
+        line = "  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True))
+        print(line.rstrip())
+    return 0
