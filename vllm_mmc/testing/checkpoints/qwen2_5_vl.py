@@ -244,7 +244,10 @@ def _processor(vocab: dict[str, int], max_pixels: int) -> Any:
     }
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**sizes, **patches),
-        video_processor=Qwen2VLVideoProcessor(**sizes, **patches),
+        # Unset, each process warns; False is how the published processor behaves.
+        video_processor=Qwen2VLVideoProcessor(
+            **sizes, **patches, cap_pixels_per_frame=False
+        ),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
     )

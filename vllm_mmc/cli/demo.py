@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""`vllm-mmc demo`: the same requests to stock vLLM and to vLLM with this package."""
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_mmc.testing.probe import Findings, Probe
+
+PROMPTS = [[(224, 224)], [(448, 336)], [(504, 588)], [(280, 280), (336, 224)]]
+# float32 embeddings with a spread of about 0.6; reordered additions cost about 1e-5.
+TOLERANCE = 1e-4
+DEADLINE_S = 900
+
+# No video: vLLM would profile the encoder with two of the largest, 10 s each start.
+COMMON = {"limit_mm_per_prompt": {"image": 2, "video": 0}}
+EAGER = COMMON | {"enforce_eager": True}
+COMPILED = COMMON | {"compilation_config": {"compile_mm_encoder": True}}
+STOCK_MODULE, OUR_MODULE = "vllm.", "vllm_mmc."
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine start.
+
+    Attributes:
+        name: row of the table.
+        engine_args: for the engine.
+        plugins: value of VLLM_PLUGINS.
+        module: prefix of the module that the loaded model must come from.
+    """
+
+    name: str
+    engine_args: dict[str, Any]
+    plugins: str
+    module: str
+
+
+CASES = (
+    Case("stock vLLM, eager", EAGER, "", STOCK_MODULE),
+    Case("vllm_mmc, empty cache", COMPILED, "mmc", OUR_MODULE),
+    Case("vllm_mmc, warm cache", COMPILED, "mmc", OUR_MODULE),
+)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `demo` to the commands of `vllm-mmc`."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="compare stock and compiled encoders on this machine",
+        description=(
+            "Writes a tiny Qwen2.5-VL checkpoint, starts the real vLLM engine three "
+            "times (stock and eager; vllm_mmc with an empty compile cache; the same "
+            "cache again), sends each the same photographs and compares. Exit status "
+            "1 if any answer or embedding differs."
+        ),
+    )
+    parser.add_argument(
+        "--depth",
+        type=_depth,
+        default=8,
+        help="vision blocks, at least 2 (default: %(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the comparison and prints the table.
+
+    Returns:
+        0 if all answers and embeddings agree, else 1.
+    """
+    from vllm_mmc.testing.probe import Probe
+
+    with tempfile.TemporaryDirectory(prefix="vllm-mmc-demo-") as name:
+        directory = Path(name)
+        # Where vLLM notes what it knows of a model class. Not a compile cache, and
+        # asking anew costs a process that imports vLLM: keep the user's.
+        cache = directory / "cache"
+        _link_model_notes(cache)
+        env = {
+            "VLLM_CACHE_ROOT": str(cache),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        }
+        found: list[Findings] = []
+        for i, case in enumerate(CASES):
+            probe = Probe(
+                checkpoint=str(directory / "tiny-qwen2.5-vl"),
+                depth=args.depth,
+                engine_args=case.engine_args,
+                prompts=PROMPTS,
+            )
+            label = f"[{i + 1}/{len(CASES)}] {case.name}"
+            place = directory / f"case{i}"
+            place.mkdir()
+            env["VLLM_PLUGINS"] = case.plugins
+            try:
+                found.append(_run_case(label, probe, place, env))
+            except RuntimeError as error:
+                print(f"vllm-mmc demo: {case.name}: {error}", file=sys.stderr)
+                return 1
+            except KeyboardInterrupt:
+                return 130
+    rows = [_row(case, seen, found[0]) for case, seen in zip(CASES, found, strict=True)]
+    print()
+    _print_table(HEADER, rows)
+    width, height = max(size for sizes in PROMPTS for size in sizes)
+    print(
+        f"\nQwen2.5-VL, {args.depth} vision blocks, float32, one thread. Answers are "
+        f"the greedy tokens to {len(PROMPTS)} prompts.\nEmbeddings may differ by at "
+        f"most {TOLERANCE:g}. Encoder: median time of one call, {width} x {height}"
+        " photograph."
+    )
+    problems = differences(CASES, found)
+    if not problems:
+        print("All answers and embeddings agree.")
+    for problem in problems:
+        print(f"DIFFERS: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def differences(cases: Sequence[Case], found: Sequence["Findings"]) -> list[str]:
+    """Returns, in words, all that is not as it must be; the first case is the truth."""
+    truth = found[0]
+    problems = []
+    for case, seen in zip(cases, found, strict=True):
+        if not seen.model.startswith(case.module):
+            problems.append(
+                f"{case.name}: loaded {seen.model}, expected one of {case.module}*"
+            )
+        for i, (ours, theirs) in enumerate(zip(seen.tokens, truth.tokens, strict=True)):
+            if ours != theirs:
+                problems.append(f"{case.name}: prompt {i + 1}: {ours}, eager {theirs}")
+        if not largest_difference(seen, truth) <= TOLERANCE:
+            problems.append(
+                f"{case.name}: embeddings differ by {largest_difference(seen, truth):g}"
+            )
+    return problems
+
+
+def largest_difference(seen: "Findings", truth: "Findings") -> float:
+    """Returns the largest absolute difference of two embeddings.
+
+    NaN if either side has a NaN, infinity if the encoder calls or their shapes differ.
+    """
+    import numpy as np
+
+    shapes = [array.shape for array in seen.embeddings]
+    if not shapes or shapes != [array.shape for array in truth.embeddings]:
+        return float("inf")
+    pairs = zip(seen.embeddings, truth.embeddings, strict=True)
+    return float(np.max([np.abs(ours - theirs).max() for ours, theirs in pairs]))
+
+
+def _depth(text: str) -> int:
+    depth = int(text)
+    if depth < 2:
+        raise argparse.ArgumentTypeError(
+            "at least 2: one block that attends within windows and one that does not"
+        )
+    return depth
+
+
+def _run_case(
+    label: str, probe: "Probe", directory: Path, env: Mapping[str, str]
+) -> "Findings":
+    from vllm_mmc.testing.probe import Run
+
+    alive = sys.stderr.isatty()
+    started = time.monotonic()
+    print(f"{label}: starting ...", file=sys.stderr, end="" if alive else "\n")
+    try:
+        with Run(probe, directory, env) as running:
+            while not running.finished():
+                time.sleep(0.25)
+                seconds = time.monotonic() - started
+                if seconds > DEADLINE_S:
+                    raise RuntimeError(f"not finished after {seconds:.0f} s")
+                if alive:
+                    text = f"\r{label}: running {seconds:4.0f} s "
+                    print(text, file=sys.stderr, end="", flush=True)
+            findings = running.findings()
+    finally:
+        if alive:
+            print("\r\033[K", file=sys.stderr, end="")
+    seconds = time.monotonic() - started
+    print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
+    return findings
+
+
+def _link_model_notes(cache: Path) -> None:
+    user_cache = os.environ.get("VLLM_CACHE_ROOT") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "vllm"
+    )
+    notes = Path(user_cache).expanduser().absolute() / "modelinfos"
+    cache.mkdir()
+    with contextlib.suppress(OSError):
+        notes.mkdir(parents=True, exist_ok=True)
+        (cache / "modelinfos").symlink_to(notes, target_is_directory=True)
+
+
+HEADER = (
+    "engine",
+    "model loaded",
+    "answers\nas eager",
+    "largest\ndifference",
+    "graphs\ncompiled",
+    "graphs\nloaded",
+    "compile\nseconds",
+    "engine start\nseconds",
+    "encoder\nms",
+)
+
+
+def _row(case: Case, seen: "Findings", truth: "Findings") -> tuple[str, ...]:
+    same = sum(a == b for a, b in zip(seen.tokens, truth.tokens, strict=True))
+    return (
+        case.name,
+        seen.model.partition(":")[2],
+        f"{same}/{len(truth.tokens)}",
+        f"{largest_difference(seen, truth):.1e}" if seen is not truth else "-",
+        str(seen.graphs),
+        str(seen.artifact_loads),
+        f"{seen.compile_seconds:.1f}",
+        f"{seen.start_seconds:.1f}",
+        f"{seen.encoder_ms:.1f}",
+    )
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        _print_plain_table(header, rows)
+        return
+    table = Table()
+    for i, title in enumerate(header):
+        table.add_column(title, justify="left" if i < 2 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # As wide as it must be: wrapped by the terminal it can still be read.
+    width = max(shutil.get_terminal_size().columns, 150)
+    Console(width=width, highlight=False).print(table)
+
+
+def _print_plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    lines = [[title.replace("\n", " ") for title in header], *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        print("  ".join(cells).rstrip())
