@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 from vllm.compilation.decorators import (
     IGNORE_COMPILE_KEY,
+    ignore_torch_compile,
     should_torch_compile_mm_encoder,
 )
 from vllm.config import CompilationMode, VllmConfig, get_current_vllm_config
@@ -19,7 +20,12 @@ from vllm.sequence import IntermediateTensors
 
 from vllm_mmc.compilation.regions import RegionSpec, compiled_structure
 
-__all__ = ["adopt", "should_torch_compile_mm_encoder", "support_torch_compile"]
+__all__ = [
+    "adopt",
+    "ignore_torch_compile",
+    "should_torch_compile_mm_encoder",
+    "support_torch_compile",
+]
 
 logger = init_logger(__name__)
 

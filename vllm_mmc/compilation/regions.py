@@ -11,6 +11,7 @@ import inspect
 import re
 import threading
 import time
+import types
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -181,6 +182,17 @@ class CompiledStructure:
                 vllm_config, is_encoder=self.spec.is_encoder, tag=self.spec.name
             ),
         ):
+            if config.backend == "eager":
+                # It makes nothing that could be compiled ahead of time.
+                compiled = torch.compile(
+                    _copy(type(leader).forward),
+                    fullgraph=True,
+                    dynamic=False,
+                    backend=backend,
+                    options=options,
+                )
+                compiled(leader, *args, **kwargs)
+                return compiled
             compiled = torch.compile(
                 leader.forward,
                 fullgraph=True,
@@ -251,6 +263,19 @@ def _mark(
             )
         else:
             torch._dynamo.mark_dynamic(tensor, dim)
+
+
+def _copy(function: Any) -> types.FunctionType:
+    """A function of its own to Dynamo, which keeps graphs by code object."""
+    copied = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
 
 
 def _trait(spec: RegionSpec, name: str, arg: Any) -> Any:

@@ -213,7 +213,8 @@ class _Walker:
         plain = {
             name: value
             for name, value in getattr(t, "__dict__", {}).items()
-            if type(value) in _PLAIN
+            # Dynamo leaves marks on what it has traced.
+            if type(value) in _PLAIN and not name.startswith("_dynamo")
         }
         return (
             "tensor",
