@@ -5,6 +5,7 @@
 import argparse
 import dataclasses
 import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -58,9 +59,21 @@ def test_a_difference_is_reported(changes: dict[str, Any], message: str) -> None
     assert re.search(message, problem), problem
 
 
-def test_plain_table_without_rich(capsys: pytest.CaptureFixture[str]) -> None:
-    demo._print_plain_table(("a", "b\nc"), [("wide cell", "1"), ("x", "22")])
-    assert capsys.readouterr().out == "a          b c\nwide cell  1\nx          22\n"
+def test_table_shows_each_engine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold = dataclasses.replace(OURS, graphs=3, tokens=[[1, 2], [4]])
+    rows = demo._rows([STOCK, cold, OURS])
+    assert ["answers equal to eager", "2 of 2", "1 of 2", "2 of 2"] in rows
+    assert ["largest embedding difference", "-", "0.0e+00", "0.0e+00"] in rows
+    assert ["encoder graphs compiled", "0", "3", "0"] in rows
+    demo._print_table(["", "a", "b", "c"], rows)
+    assert "1 of 2" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    demo._print_table(["", "a", "b", "c"], rows)
+    plain = capsys.readouterr().out.splitlines()
+    assert len(plain) == 1 + len(rows)
+    assert " ".join(plain[2].split()) == "answers equal to eager 2 of 2 1 of 2 2 of 2"
 
 
 def test_depth_must_hold_both_kinds_of_block() -> None:

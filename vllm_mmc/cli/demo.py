@@ -5,14 +5,13 @@
 import argparse
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from vllm_mmc.testing.probe import Findings, Probe
@@ -34,7 +33,7 @@ class Case:
     """One engine start.
 
     Attributes:
-        name: row of the table.
+        name: column of the table.
         engine_args: for the engine.
         plugins: value of VLLM_PLUGINS.
         module: prefix of the module that the loaded model must come from.
@@ -111,9 +110,8 @@ def run(args: argparse.Namespace) -> int:
                 return 1
             except KeyboardInterrupt:
                 return 130
-    rows = [_row(case, seen, found[0]) for case, seen in zip(CASES, found, strict=True)]
     print()
-    _print_table(HEADER, rows)
+    _print_table(["", *(case.name for case in CASES)], _rows(found))
     width, height = max(size for sizes in PROMPTS for size in sizes)
     print(
         f"\nQwen2.5-VL, {args.depth} vision blocks, float32, one thread. Answers are "
@@ -209,32 +207,31 @@ def _link_model_notes(cache: Path) -> None:
         (cache / "modelinfos").symlink_to(notes, target_is_directory=True)
 
 
-HEADER = (
-    "engine",
-    "model loaded",
-    "answers\nas eager",
-    "largest\ndifference",
-    "graphs\ncompiled",
-    "graphs\nloaded",
-    "compile\nseconds",
-    "engine start\nseconds",
-    "encoder\nms",
-)
+def _rows(found: Sequence["Findings"]) -> list[list[str]]:
+    """One row per measure: its name, then each engine's value."""
+    truth = found[0]
 
+    def same(seen: "Findings") -> str:
+        pairs = zip(seen.tokens, truth.tokens, strict=True)
+        return f"{sum(a == b for a, b in pairs)} of {len(truth.tokens)}"
 
-def _row(case: Case, seen: "Findings", truth: "Findings") -> tuple[str, ...]:
-    same = sum(a == b for a, b in zip(seen.tokens, truth.tokens, strict=True))
-    return (
-        case.name,
-        seen.model.partition(":")[2],
-        f"{same}/{len(truth.tokens)}",
-        f"{largest_difference(seen, truth):.1e}" if seen is not truth else "-",
-        str(seen.graphs),
-        str(seen.artifact_loads),
-        f"{seen.compile_seconds:.1f}",
-        f"{seen.start_seconds:.1f}",
-        f"{seen.encoder_ms:.1f}",
-    )
+    def distance(seen: "Findings") -> str:
+        return "-" if seen is truth else f"{largest_difference(seen, truth):.1e}"
+
+    def model(seen: "Findings") -> str:
+        return seen.model.partition(":")[2].replace("ForConditionalGeneration", "...")
+
+    measures: dict[str, Callable[[Findings], str]] = {
+        "model loaded": model,
+        "answers equal to eager": same,
+        "largest embedding difference": distance,
+        "encoder graphs compiled": lambda seen: str(seen.graphs),
+        "encoder graphs from the cache": lambda seen: str(seen.artifact_loads),
+        "encoder compile seconds": lambda seen: f"{seen.compile_seconds:.1f}",
+        "engine start seconds": lambda seen: f"{seen.start_seconds:.1f}",
+        "encoder milliseconds per call": lambda seen: f"{seen.encoder_ms:.1f}",
+    }
+    return [[name, *map(value, found)] for name, value in measures.items()]
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -246,16 +243,15 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     table = Table()
     for i, title in enumerate(header):
-        table.add_column(title, justify="left" if i < 2 else "right", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if i else "left"
+        table.add_column(title, justify=justify, no_wrap=not i, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    # As wide as it must be: wrapped by the terminal it can still be read.
-    width = max(shutil.get_terminal_size().columns, 150)
-    Console(width=width, highlight=False).print(table)
+    Console(highlight=False).print(table)
 
 
 def _print_plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    lines = [[title.replace("\n", " ") for title in header], *rows]
+    lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
