@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""What `vllm-mmc demo` calls a difference. The engines themselves: tests/e2e."""
+"""What `vllm-mmc demo` calls a difference, and its table; no engine is started."""
 
 import argparse
 import dataclasses
