@@ -7,12 +7,13 @@ down every `vllm` command on the machine. So it registers strings, imports no mo
 and never raises.
 """
 
+import functools
 import logging
 import multiprocessing
 
 from vllm_mmc import __version__
 from vllm_mmc.catalog import CATALOG
-from vllm_mmc.compat import envs, vllm_version
+from vllm_mmc.compat import envs, vllm_logging, vllm_version
 from vllm_mmc.settings import VARIABLES, Settings
 
 logger = logging.getLogger("vllm.plugins.mmc")
@@ -32,25 +33,27 @@ def register() -> None:
 
 def _register() -> None:
     envs.declare(VARIABLES)
-    settings = Settings.from_environment()
+    try:
+        settings = Settings.from_environment()
+    except ValueError as error:
+        _warn("vllm_mmc is not used, all models are vLLM's own: %s", str(error))
+        return
     if settings.disable:
         _announce("vllm_mmc %s is switched off (VLLM_MMC_DISABLE=1)", __version__)
         return
 
     import vllm
-    from vllm import ModelRegistry
 
     reason = vllm_version.untested(vllm.__version__)
     if reason and not settings.allow_untested_vllm:
-        logger.warning(
+        _warn(
             "vllm_mmc is not used: %s. Install a vllm_mmc for this vLLM, or set "
             "VLLM_MMC_ALLOW_UNTESTED_VLLM=1 to try it.",
             reason,
         )
         return
-    for entry in CATALOG:
-        ModelRegistry.register_model(entry.architecture, entry.model)
-        ModelRegistry.register_model(entry.compiled_architecture, entry.model)
+    _register_models()
+    vllm_logging.join()
     _announce(
         "vllm_mmc %s serves %s; with compile_mm_encoder it compiles, once each: %s",
         __version__,
@@ -59,7 +62,32 @@ def _register() -> None:
     )
 
 
+def _register_models() -> None:
+    """All of the catalogue, or nothing."""
+    from vllm import ModelRegistry
+
+    before = dict(ModelRegistry.models)
+    try:
+        for entry in CATALOG:
+            ModelRegistry.register_model(entry.architecture, entry.model)
+            ModelRegistry.register_model(entry.compiled_architecture, entry.model)
+    except Exception:
+        ModelRegistry.models.clear()
+        ModelRegistry.models.update(before)
+        raise
+
+
+# Child processes have the same environment and packages: their main process says it,
+# one line per start.
+
+
+@functools.cache
 def _announce(message: str, *args: str) -> None:
-    """One line per start, not one per process."""
     if multiprocessing.parent_process() is None:
-        logger.info(message, *args)
+        vllm_logging.when_configured(lambda: logger.info(message, *args))
+
+
+@functools.cache
+def _warn(message: str, *args: str) -> None:
+    if multiprocessing.parent_process() is None:
+        logger.warning(message, *args)

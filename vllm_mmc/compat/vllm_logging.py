@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Let vLLM print what this package logs.
+
+Why: vLLM gives handlers to the logger "vllm" alone, so INFO of "vllm_mmc.*" is lost;
+    and it calls plugins before it configures any logging, so INFO of a plugin at that
+    time is lost whatever its logger is called. Configuring it earlier would make
+    `vllm --version`, which calls plugins too, print more than a version.
+Upstream: no issue.
+Remove when: vLLM configures logging before it calls plugins and has a place for the
+    loggers of plugins.
+Undo: `leave()`; a line that waits is dropped with it.
+"""
+
+import logging
+from collections.abc import Callable
+
+# It says "Resolved architecture: ..." when an engine starts, the first line that every
+# way to start one prints in the main process after logging was configured.
+STARTS = "vllm.config.model"
+
+
+def join() -> None:
+    """Print "vllm_mmc.*" as if it were "vllm.*": same handlers, same level."""
+    logging.getLogger("vllm_mmc").parent = logging.getLogger("vllm")
+
+
+def leave() -> None:
+    logging.getLogger("vllm_mmc").parent = logging.root
+    starts = logging.getLogger(STARTS)
+    starts.filters = [f for f in starts.filters if not isinstance(f, _Waiting)]
+
+
+def when_configured(say: Callable[[], None]) -> None:
+    """Call `say` when vLLM's logging is configured: now, or when an engine starts."""
+    if logging.getLogger("vllm").handlers:
+        say()
+    else:
+        logging.getLogger(STARTS).addFilter(_Waiting(say))
+
+
+class _Waiting(logging.Filter):
+    """Lets every record pass, and calls `say` before the first one."""
+
+    def __init__(self, say: Callable[[], None]) -> None:
+        super().__init__()
+        self.say: Callable[[], None] | None = say
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        say, self.say = self.say, None
+        if say is not None:
+            say()
+        return True
