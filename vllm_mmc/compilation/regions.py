@@ -224,12 +224,12 @@ class CompiledStructure:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Views of the arguments, with the dimensions that vary marked on them."""
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        unbacked = config.dynamic_shapes_config.type == DynamicShapesType.UNBACKED
         views: dict[int, torch.Tensor] = {}
 
         def view(tensor: torch.Tensor) -> torch.Tensor:
             return views.setdefault(id(tensor), tensor.detach())
 
-        unbacked = config.dynamic_shapes_config.type == DynamicShapesType.UNBACKED
         for name, arg in bound.arguments.items():
             dims = self.spec.dynamic_dims.get(name, {})
             if isinstance(arg, torch.Tensor):

@@ -11,7 +11,7 @@ import torch
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
     Qwen2_5_VLVisionConfig,
 )
-from vllm.config import get_current_vllm_config
+from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VisionBlock,
@@ -168,3 +168,9 @@ class CompiledQwen2_5_VLForConditionalGeneration(
     SupportsCompiledEncoder, Qwen2_5_VLForConditionalGeneration
 ):
     encoder_regions = ENCODER_REGIONS
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if vllm_config.speculative_config is not None:
+            # Drafters know the stock class by its name and ask others for this one.
+            self.config.image_token_index = self.config.image_token_id
