@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""What is measured: one case per architecture, with the sizes of the published model.
+
+Nothing heavy is imported before a method is called.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+class Case(ABC):
+    """One architecture.
+
+    Attributes:
+        arch: what `--arch` selects.
+        stock: "module:Class" of vLLM's encoder.
+        ours: "module:Class" of our encoder.
+        unit: what input sizes are counted in.
+        depths: blocks, for compile_time.py.
+        first_size: of the input that compiles: small, so that seconds to the first
+            output are seconds of compiling.
+        forward_depth: blocks, for encoder_forward.py.
+        forward_sizes: inputs, for encoder_forward.py.
+    """
+
+    arch: ClassVar[str]
+    stock: ClassVar[str]
+    ours: ClassVar[str]
+    unit: ClassVar[str]
+    depths: ClassVar[tuple[int, ...]]
+    first_size: ClassVar[int]
+    forward_depth: ClassVar[int]
+    forward_sizes: ClassVar[tuple[int, ...]]
+
+    @abstractmethod
+    def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
+        """Writes a directory that vLLM starts from with dummy weights.
+
+        Args:
+            path: the directory.
+            depth: encoder blocks.
+            dtype: of the model, as vLLM's `dtype` names it.
+            blocks: "real" for blocks of the published size, "tiny" for small ones.
+                Whatever is not the encoder is tiny.
+        """
+
+    @abstractmethod
+    def build(self, tower_class: type, vllm_config: Any) -> Any:
+        """Returns the encoder, built as vLLM's model class builds it."""
+
+    @abstractmethod
+    def inputs(self, tower: Any, size: int) -> tuple[Any, ...]:
+        """Returns the arguments of one call on one item of `size` units, float32.
+
+        Raises:
+            ValueError: if no item has that size.
+        """
+
+    @abstractmethod
+    def request(self) -> dict[str, Any]:
+        """Returns a prompt with one item, for a real engine."""
+
+
+class Qwen2_5_VL(Case):
+    arch = "qwen2_5_vl"
+    stock = "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionTransformer"
+    ours = "vllm_mmc.models.qwen2_5_vl:CompiledQwen2_5_VisionTransformer"
+    unit = "patches"
+    depths = (4, 8, 32)
+    first_size = 24  # 4 x 6
+    forward_depth = 8
+    forward_sizes = (256, 1536, 4096)
+
+    # As published with Qwen/Qwen2.5-VL-3B-Instruct.
+    REAL = {
+        "hidden_size": 1280,
+        "num_heads": 16,
+        "intermediate_size": 3420,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "window_size": 112,
+        "out_hidden_size": 2048,
+    }
+    FULL_ATTENTION = (7, 15, 23, 31)
+
+    def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
+        import torch
+
+        from vllm_mmc.testing.checkpoints import tiny_qwen2_5_vl
+
+        # At most 256 patches to a picture: an engine profiles with the largest one.
+        tiny_qwen2_5_vl(
+            path, depth=2, dtype=getattr(torch, dtype), max_pixels=64 * 28 * 28
+        )
+        file = path / "config.json"
+        config = json.loads(file.read_text())
+        full = [i for i in self.FULL_ATTENTION if i < depth] or [depth - 1]
+        config["vision_config"] |= {"depth": depth, "fullatt_block_indexes": full}
+        if blocks == "real":
+            config["vision_config"] |= self.REAL
+            # As wide as the embeddings; heads of 32, as in the tiny model.
+            width = self.REAL["out_hidden_size"]
+            text = {"hidden_size": width, "num_attention_heads": width // 32}
+            config["text_config"] |= text
+        file.write_text(json.dumps(config, indent=2))
+        return path
+
+    def build(self, tower_class: type, vllm_config: Any) -> Any:
+        config = vllm_config.model_config.hf_config
+        return tower_class(
+            config.vision_config,
+            norm_eps=getattr(config, "rms_norm_eps", 1e-6),
+            quant_config=vllm_config.quant_config,
+            prefix="visual",
+        )
+
+    def inputs(self, tower: Any, size: int) -> tuple[Any, ...]:
+        import torch
+
+        height, width = _most_square(size, tower.spatial_merge_size)
+        features = tower.patch_embed.proj.weight[0].numel()
+        generator = torch.Generator().manual_seed(size)
+        pixels = torch.randn(size, features, generator=generator)
+        return pixels, [[1, height, width]]
+
+    def request(self) -> dict[str, Any]:
+        from vllm_mmc.testing import media
+        from vllm_mmc.testing.checkpoints import qwen2_5_vl_prompt
+
+        return {
+            "prompt": qwen2_5_vl_prompt("Who is this?", images=1),
+            "multi_modal_data": {"image": [media.photograph_at(224, 168)]},
+        }
+
+
+def _most_square(size: int, multiple: int) -> tuple[int, int]:
+    """Returns height <= width, both multiples of `multiple`, with that product."""
+    for height in range(int(size**0.5), 0, -1):
+        width, rest = divmod(size, height)
+        if not (rest or height % multiple or width % multiple):
+            return height, width
+    raise ValueError(f"{size} is no product of two multiples of {multiple}")
+
+
+CASES: dict[str, Case] = {case.arch: case for case in (Qwen2_5_VL(),)}
