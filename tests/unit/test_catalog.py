@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""The catalogue tells the truth about vLLM's models and ours."""
+
+import importlib
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from vllm_mmc.catalog import CATALOG, CatalogEntry
+
+every_entry = pytest.mark.parametrize("entry", CATALOG, ids=lambda e: e.architecture)
+
+
+def our_class(entry: CatalogEntry) -> Any:
+    module, _, name = entry.model.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_no_name_twice() -> None:
+    names = Counter(e.architecture for e in CATALOG)
+    names.update(e.compiled_architecture for e in CATALOG)
+    assert max(names.values()) == 1
+
+
+@every_entry
+def test_our_class_is_the_stock_class_under_a_name_of_its_own(
+    entry: CatalogEntry,
+) -> None:
+    from vllm.model_executor.models.registry import _VLLM_MODELS
+
+    module, name = _VLLM_MODELS[entry.architecture]
+    stock = importlib.import_module(f"vllm.model_executor.models.{module}")
+    ours = our_class(entry)
+    assert issubclass(ours, getattr(stock, name))
+    assert ours.__name__ == entry.compiled_architecture == f"Compiled{name}"
+    assert entry.compiled_architecture not in _VLLM_MODELS
+
+
+@every_entry
+def test_regions_are_what_the_model_compiles(entry: CatalogEntry) -> None:
+    from vllm_mmc.compilation.decorators import _own_spec
+
+    compiled = [c for c in our_class(entry).encoder_regions.values() if _own_spec(c)]
+    assert len(compiled) == len(set(entry.regions)) > 0
+
+
+@every_entry
+def test_words(entry: CatalogEntry) -> None:
+    assert entry.status in ("tested", "experimental")
+    assert entry.stock

@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""`register()` in real vLLM processes: what it changes, says, and never does.
+
+Each `in_vllm(function)` runs the function in a fork of a process that has imported
+vLLM and nothing of ours, so no test sees another's registrations. Such functions are
+sent as source: they import what they need and return what JSON can hold.
+"""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_mmc.catalog import CATALOG
+from vllm_mmc.plugin import register
+
+EXPECTED = {
+    name: entry.model
+    for entry in CATALOG
+    for name in (entry.architecture, entry.compiled_architecture)
+}
+
+
+# ---------------------------------------------------------------- a process to fork
+
+
+def fork_on_request() -> None:
+    import json
+    import os
+    import sys
+    import traceback
+    from typing import Any
+
+    import vllm.engine.arg_utils
+    import vllm.model_executor.models.registry  # noqa: F401
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            output = os.open(request["output"], os.O_WRONLY | os.O_CREAT)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            try:
+                os.environ.update(request["env"])
+                names: dict[str, Any] = {"Any": Any}
+                exec(request["source"], names)
+                value = names[request["name"]]()
+                with open(request["value"], "w") as file:
+                    json.dump(value, file)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print("done", flush=True)
+
+
+@dataclass
+class Outcome:
+    value: Any
+    output: str
+
+    def lines(self) -> list[str]:
+        """What our plugin said. (Paths may have our name in them.)"""
+        said = re.compile(r"vllm_mmc (is |\d)")
+        return [line for line in self.output.splitlines() if said.search(line)]
+
+
+InVllm = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def in_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InVllm]:
+    directory = tmp_path_factory.mktemp("in_vllm")
+    source = inspect.getsource(fork_on_request) + "\nfork_on_request()"
+    ours = {name for name in os.environ if name.startswith(("VLLM_MMC_", "VLLM_PLUG"))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", source],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k not in ours},
+    )
+
+    def answer(wanted: str) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:  # vLLM may print while it is imported
+            if line.strip() == wanted:
+                return
+        raise RuntimeError("the process that is forked has ended")
+
+    def run(function: Callable[[], Any], **env: str) -> Outcome:
+        assert process.stdin is not None
+        value, output = directory / "value.json", directory / "output.txt"
+        value.unlink(missing_ok=True)
+        output.unlink(missing_ok=True)
+        request = {
+            "source": textwrap.dedent(inspect.getsource(function)),
+            "name": function.__name__,
+            "env": env,
+            "value": str(value),
+            "output": str(output),
+        }
+        print(json.dumps(request), file=process.stdin, flush=True)
+        answer("done")
+        text = output.read_text()
+        assert value.exists(), text
+        return Outcome(json.loads(value.read_text()), text)
+
+    answer("ready")
+    yield run
+    process.kill()
+    process.wait()
+
+
+# ---------------------------------------------------------------- what it changes
+
+
+def registry_changes() -> dict[str, str]:
+    from vllm import ModelRegistry
+    from vllm.plugins import load_general_plugins
+
+    before = dict(ModelRegistry.models)
+    load_general_plugins()
+    after = ModelRegistry.models
+    return {
+        name: f"{after[name].module_name}:{after[name].class_name}"
+        if name in after
+        else "removed"
+        for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name)
+    }
+
+
+def registry_changes_of_two_calls() -> dict[str, str]:
+    from vllm import ModelRegistry
+
+    from vllm_mmc.plugin import register
+
+    before = dict(ModelRegistry.models)
+    register()
+    register()
+    after = ModelRegistry.models
+    assert before.keys() <= after.keys()
+    return {
+        name: f"{model.module_name}:{model.class_name}"
+        for name, model in after.items()
+        if before.get(name) != model
+    }
+
+
+def test_entry_point() -> None:
+    (ours,) = [p for p in entry_points(group="vllm.general_plugins") if p.name == "mmc"]
+    assert ours.load() is register
+
+
+def test_plugin_changes_the_registry_as_the_catalogue_says(in_vllm: InVllm) -> None:
+    assert in_vllm(registry_changes).value == EXPECTED
+
+
+def test_second_call_changes_nothing_more(in_vllm: InVllm) -> None:
+    assert in_vllm(registry_changes_of_two_calls).value == EXPECTED
+
+
+def test_imports_no_model_and_touches_no_device(in_vllm: InVllm) -> None:
+    def scenario() -> dict[str, Any]:
+        import sys
+
+        import torch
+
+        touched: list[str] = []
+        torch.cuda._lazy_init = lambda: touched.append("cuda")
+        before = set(sys.modules)
+        from vllm_mmc.plugin import register
+
+        register()
+        register()
+        return {
+            "imported": sorted(sys.modules.keys() - before),
+            "touched": touched or torch.cuda.is_initialized(),
+        }
+
+    found = in_vllm(scenario).value
+    allowed = ("vllm_mmc.catalog", "vllm_mmc.compat", "vllm_mmc.plugin")
+    allowed += ("vllm_mmc", "vllm_mmc.settings")
+    others = {m for m in found["imported"] if not m.startswith("vllm_mmc.compat.")}
+    assert others == set(allowed)
+    assert not found["touched"]
+
+
+def test_a_spawned_process_sees_the_registration(in_vllm: InVllm) -> None:
+    def scenario() -> dict[str, str]:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        expression = (
+            "(__import__('vllm.plugins').plugins.load_general_plugins(),"
+            " {name: f'{model.module_name}:{model.class_name}' for name, model in"
+            " __import__('vllm').ModelRegistry.models.items()"
+            " if model.module_name.startswith('vllm_mmc')})[1]"
+        )
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            return pool.submit(eval, expression).result()
+
+    outcome = in_vllm(scenario)
+    assert outcome.value == EXPECTED
+    assert outcome.lines() == []
+
+
+def test_inspection_finds_what_the_stock_class_supports(
+    in_vllm: InVllm, tmp_path: Path
+) -> None:
+    def scenario() -> list[Any]:
+        import dataclasses
+        from types import SimpleNamespace
+
+        from vllm import ModelRegistry
+        from vllm.model_executor.models.registry import _ModelInfo
+
+        from vllm_mmc.catalog import CATALOG
+        from vllm_mmc.plugin import register
+
+        stock = {e: ModelRegistry.models[e.architecture] for e in CATALOG}
+        register()
+        config = SimpleNamespace(model_impl="auto", convert_type="none")
+        pairs = []
+        for entry in CATALOG:
+            expected = _ModelInfo.from_model_cls(stock[entry].load_model_cls())
+            for name in (entry.architecture, entry.compiled_architecture):
+                info, found = ModelRegistry.inspect_model_cls(name, config)
+                assert found == name
+                pairs.append((dataclasses.asdict(expected), dataclasses.asdict(info)))
+        return pairs
+
+    pairs = in_vllm(scenario, VLLM_CACHE_ROOT=str(tmp_path)).value
+    # vLLM's subprocess wrote this file: the answer came from no older cache.
+    assert len(list((tmp_path / "modelinfos").glob("vllm_mmc-*"))) == len(CATALOG)
+    assert len(pairs) == len(EXPECTED)
+    for stock, ours in pairs:
+        architecture = stock.pop("architecture")
+        assert ours.pop("architecture") == f"Compiled{architecture}"
+        assert ours == stock
+        assert ours["supports_multimodal"]
+
+
+def test_compile_cache_keys_of_other_models_stay(in_vllm: InVllm) -> None:
+    def scenario() -> list[str]:
+        from vllm.config.utils import hash_factors
+        from vllm.envs import compile_factors
+        from vllm.plugins import load_general_plugins
+
+        before = hash_factors(compile_factors())
+        load_general_plugins()
+        return [before, hash_factors(compile_factors())]
+
+    before, after = in_vllm(scenario).value
+    assert before == after
+
+
+# ---------------------------------------------------------------- off
+
+
+@pytest.mark.parametrize("env", [{"VLLM_MMC_DISABLE": "1"}, {"VLLM_PLUGINS": "other"}])
+def test_off(in_vllm: InVllm, env: dict[str, str]) -> None:
+    outcome = in_vllm(registry_changes, **env)
+    assert outcome.value == {}
+    assert outcome.lines() == []
+
+
+@pytest.mark.parametrize("value", ["0", "1", "yes"])
+def test_vllm_knows_our_variables(in_vllm: InVllm, value: str) -> None:
+    def scenario() -> str:
+        import os
+
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+
+        EngineArgs(model=".")
+        current_platform.validate_environ(hard_fail=True)
+        os.environ["VLLM_MMC_TYPO"] = "1"
+        try:
+            current_platform.validate_environ(hard_fail=True)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    env = {"VLLM_MMC_DISABLE": value, "VLLM_MMC_ALLOW_UNTESTED_VLLM": value}
+    assert "VLLM_MMC_TYPO" in in_vllm(scenario, **env).value
+
+
+def test_a_bad_value_is_said_once_and_leaves_vllm_stock(in_vllm: InVllm) -> None:
+    outcome = in_vllm(registry_changes, VLLM_MMC_DISABLE="yes")
+    assert outcome.value == {}
+    (line,) = outcome.lines()
+    assert 'VLLM_MMC_DISABLE must be "0" or "1", not "yes"' in line
+
+
+def registry_changes_under_another_vllm() -> dict[str, str]:
+    import vllm
+    from vllm import ModelRegistry
+
+    from vllm_mmc.plugin import register
+
+    vllm.__version__ = "0.33.0"
+    before = dict(ModelRegistry.models)
+    register()
+    register()
+    return {
+        name: f"{model.module_name}:{model.class_name}"
+        for name, model in ModelRegistry.models.items()
+        if before.get(name) != model
+    }
+
+
+def test_an_untested_vllm_is_left_stock_and_told_why(in_vllm: InVllm) -> None:
+    outcome = in_vllm(registry_changes_under_another_vllm)
+    assert outcome.value == {}
+    (line,) = outcome.lines()
+    assert "vLLM 0.33.0 is outside the tested range, 0.32 to below 0.33" in line
+    assert "set VLLM_MMC_ALLOW_UNTESTED_VLLM=1" in line
+
+
+def test_an_untested_vllm_can_be_tried(in_vllm: InVllm) -> None:
+    env = {"VLLM_MMC_ALLOW_UNTESTED_VLLM": "1"}
+    outcome = in_vllm(registry_changes_under_another_vllm, **env)
+    assert outcome.value == EXPECTED
+    assert outcome.lines() == []
+
+
+def test_a_failure_half_way_leaves_vllm_stock(in_vllm: InVllm) -> None:
+    def scenario() -> bool:
+        from vllm import ModelRegistry
+        from vllm.plugins import load_general_plugins
+
+        works = type(ModelRegistry).register_model
+        calls = []
+
+        def fails_the_second_time(self: Any, *args: Any) -> None:
+            calls.append(args)
+            if len(calls) == 2:
+                raise RuntimeError("no room")
+            works(self, *args)
+
+        type(ModelRegistry).register_model = fails_the_second_time
+        before = list(ModelRegistry.models.items())
+        load_general_plugins()
+        assert len(calls) == 2
+        return before == list(ModelRegistry.models.items())
+
+    outcome = in_vllm(scenario)
+    assert outcome.value is True
+    (line,) = outcome.lines()
+    assert line.endswith("all models are vLLM's own: RuntimeError: no room")
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def engine_start() -> None:
+    """The order of every engine's start: plugins, logging, then the model."""
+    import logging
+
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.logger import configure_logging_if_needed
+
+    args = EngineArgs(model=".")
+    print("before logging", flush=True)
+    configure_logging_if_needed(args.create_logging_config())
+    logger = logging.getLogger("vllm.config.model")
+    logger.info("Resolved architecture: one")
+    logger.info("Resolved architecture: another")
+    logging.getLogger("vllm_mmc.compilation.regions").info("[Block] compiled")
+
+
+def test_one_line_when_an_engine_starts(in_vllm: InVllm) -> None:
+    outcome = in_vllm(engine_start, VLLM_LOGGING_LEVEL="INFO")
+    (line,) = outcome.lines()
+    assert " INFO " in line
+    assert all(entry.architecture in line for entry in CATALOG)
+    assert all(region in line for entry in CATALOG for region in entry.regions)
+    before, after = outcome.output.split("before logging")
+    assert line not in before  # `vllm --version` prints a version and no more
+    assert re.search(r" INFO .*\[Block\] compiled", after)  # our other loggers too
+
+
+def test_the_line_says_that_it_is_off(in_vllm: InVllm) -> None:
+    env = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_MMC_DISABLE": "1"}
+    (line,) = in_vllm(engine_start, **env).lines()
+    assert line.endswith("is switched off (VLLM_MMC_DISABLE=1)")
+
+
+def test_no_line_at_level_warning(in_vllm: InVllm) -> None:
+    assert in_vllm(engine_start, VLLM_LOGGING_LEVEL="WARNING").lines() == []
+
+
+@pytest.mark.parametrize("env", [{}, {"VLLM_MMC_DISABLE": "yes"}])
+@pytest.mark.parametrize("main_process", [True, False])
+def test_only_the_main_process_speaks(
+    in_vllm: InVllm, main_process: bool, env: dict[str, str]
+) -> None:
+    def in_main() -> None:
+        from vllm.config.logging import LoggingConfig
+        from vllm.logger import configure_logging
+
+        from vllm_mmc.plugin import register
+
+        configure_logging(LoggingConfig(log_level="INFO"))
+        register()
+        register()
+
+    def in_child() -> None:
+        import multiprocessing
+
+        from vllm.config.logging import LoggingConfig
+        from vllm.logger import configure_logging
+
+        from vllm_mmc.plugin import register
+
+        configure_logging(LoggingConfig(log_level="INFO"))
+        process = multiprocessing.get_context("fork").Process(target=register)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+
+    lines = in_vllm(in_main if main_process else in_child, **env).lines()
+    assert len(lines) == main_process
+
+
+def test_logging_hooks_can_be_undone(in_vllm: InVllm) -> None:
+    def scenario() -> bool:
+        import logging
+
+        from vllm_mmc.compat import vllm_logging
+        from vllm_mmc.plugin import register
+
+        ours, starts = map(logging.getLogger, ("vllm_mmc", vllm_logging.STARTS))
+        before = (ours.parent, list(starts.filters))
+        register()
+        assert (ours.parent, starts.filters) != before
+        vllm_logging.leave()
+        return (ours.parent, starts.filters) == before
+
+    assert in_vllm(scenario).value
