@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""`vllm-mmc demo`, which `make demo` runs: three real engine starts that agree."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_demo() -> None:
+    command = Path(sys.executable).with_name("vllm-mmc")
+    result = subprocess.run(
+        [command, "demo", "--depth", "4"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = {
+        cells[0]: cells[1:]
+        for line in result.stdout.splitlines()
+        if len(cells := [c.strip() for c in line.strip("│┃ ").split("│")]) == 4
+    }
+    assert rows["graphs compiled"] == ["0", "3", "0"]
