@@ -11,7 +11,7 @@ TORCH  := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 stop = { echo 'setup: $(1)' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ lint: $(READY) ## style, types, import rules
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY) ## write the pages that are made from the code
+	$(BIN)/python docs/generate.py
 
 bench: $(READY) ## time the encoders and their compilation; results as JSON
 	$(BIN)/python benchmarks/encoder_forward.py
