@@ -12,7 +12,36 @@ from vllm_mmc.compat.vllm_version import TESTED
 from vllm_mmc.settings import Settings, variable
 
 HERE = Path(__file__).parent
-NOTE = "<!-- Made by `make docs`; edit docs/generate.py or what it reads. -->\n"
+NOTE = "<!-- Made by `make docs`; edit docs/generate.py or what it reads. -->\n\n"
+
+
+SUPPORTED_MODELS = """\
+# Supported models
+
+With vLLM from {low} to below {high}. `vllm-mmc list` prints the same.
+
+| architecture | our name | regions, compiled once each | stock compiles | status |
+|---|---|---|---|---|
+{rows}
+"""
+
+CONFIGURATION = """\
+# Configuration
+
+Compiling is switched with vLLM's own `compile_mm_encoder`, and tuned with the rest of
+vLLM's compilation config. Our own settings are environment variables, read when vLLM
+starts:
+
+| variable | values | default | meaning |
+|---|---|---|---|
+{rows}
+
+Another value is reported in one WARNING, and vLLM runs without this package.
+
+vLLM's variables that matter here: `VLLM_PLUGINS` (a list of plugin names; ours is `mmc`;
+unset means all), `VLLM_CACHE_ROOT` (where the compile cache lives),
+`VLLM_DISABLE_COMPILE_CACHE=1` (nothing is read or kept).
+"""
 
 
 def supported_models() -> str:
@@ -22,50 +51,17 @@ def supported_models() -> str:
         f"| {', '.join(entry.regions)} | {entry.stock} | {entry.status} |"
         for entry in CATALOG
     ]
-    return "\n".join(
-        [
-            NOTE,
-            "# Supported models",
-            "",
-            f"With vLLM from {low} to below {high}. `vllm-mmc list` prints the same.",
-            "",
-            "| architecture | our name | regions, compiled once each "
-            "| stock vLLM compiles | status |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    return NOTE + SUPPORTED_MODELS.format(low=low, high=high, rows="\n".join(rows))
 
 
 def configuration() -> str:
     meanings = _docstrings_of_fields(Settings)
     rows = [
-        f'| `{variable(field.name)}` | "1" or "0" | {"1" if field.default else "0"} '
+        f'| `{variable(field.name)}` | "1" or "0" | "{int(bool(field.default))}" '
         f"| {meanings[field.name]} |"
         for field in fields(Settings)
     ]
-    return "\n".join(
-        [
-            NOTE,
-            "# Configuration",
-            "",
-            "Compiling is switched with vLLM's own `compile_mm_encoder`, and tuned with",
-            "the rest of vLLM's compilation config. Our own settings are environment",
-            "variables, read when vLLM starts:",
-            "",
-            "| variable | values | default | meaning |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            "Another value is reported in one WARNING, and vLLM runs without this package.",
-            "",
-            "vLLM's variables that matter here: `VLLM_PLUGINS` (a list of plugin names;",
-            "ours is `mmc`; unset means all), `VLLM_CACHE_ROOT` (where the compile cache",
-            "lives), `VLLM_DISABLE_COMPILE_CACHE=1` (nothing is read or kept).",
-            "",
-        ]
-    )
+    return NOTE + CONFIGURATION.format(rows="\n".join(rows))
 
 
 def _docstrings_of_fields(cls: type) -> dict[str, str]:
