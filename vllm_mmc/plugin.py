@@ -55,10 +55,9 @@ def _register() -> None:
     _register_models()
     vllm_logging.join()
     _announce(
-        "vllm_mmc %s serves %s; with compile_mm_encoder it compiles, once each: %s",
+        "vllm_mmc %s serves, and with compile_mm_encoder compiles: %s",
         __version__,
-        ", ".join(entry.architecture for entry in CATALOG),
-        "; ".join(f"{', '.join(entry.regions)}" for entry in CATALOG),
+        "; ".join(f"{e.architecture} ({', '.join(e.regions)})" for e in CATALOG),
     )
 
 
