@@ -38,8 +38,8 @@ starts:
 
 Another value is reported in one WARNING, and vLLM runs without this package.
 
-vLLM's variables that matter here: `VLLM_PLUGINS` (a list of plugin names; ours is `mmc`;
-unset means all), `VLLM_CACHE_ROOT` (where the compile cache lives),
+vLLM's variables that matter here: `VLLM_PLUGINS` (a list of plugin names; ours is
+`mmc`; unset means all), `VLLM_CACHE_ROOT` (where the compile cache lives),
 `VLLM_DISABLE_COMPILE_CACHE=1` (nothing is read or kept).
 """
 

@@ -82,6 +82,9 @@ def tower_context(
     *,
     compile_mm_encoder: bool = False,
     mode: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    rendezvous: Path | None = None,
     **overrides: Any,
 ) -> "Iterator[VllmConfig]":
     """Makes this process a worker without an engine: models can be built and run.
@@ -99,6 +102,9 @@ def tower_context(
             vLLM's choice with it. On CPU vLLM turns VLLM_COMPILE (3) into
             DYNAMO_TRACE_ONCE (2); asked for here, 3 is kept, with the passes that need
             a GPU left out, so that the path of a GPU can be walked on a CPU.
+        rank: of this process among the tensor-parallel ones.
+        world_size: how many tensor-parallel processes there are.
+        rendezvous: a file that does not exist yet, the same for all processes.
         overrides: further engine arguments, as in `default_engine_args`.
 
     Raises:
@@ -128,7 +134,10 @@ def tower_context(
     compilation_config = asked | overrides.pop("compilation_config", {})
     overrides = {"mm_device_do_normalize": False} | overrides
     args = default_engine_args(
-        checkpoint, compilation_config=compilation_config, **overrides
+        checkpoint,
+        compilation_config=compilation_config,
+        tensor_parallel_size=world_size,
+        **overrides,
     )
     load_general_plugins()
     with contextlib.ExitStack() as stack:
@@ -153,13 +162,13 @@ def tower_context(
         stack.enter_context(set_current_vllm_config(vllm_config))
         stack.callback(cleanup_dist_env_and_memory)
         init_distributed_environment(
-            world_size=1,
-            rank=0,
-            local_rank=0,
-            distributed_init_method=f"file://{directory}/rendezvous",
+            world_size=world_size,
+            rank=rank,
+            local_rank=rank,
+            distributed_init_method=f"file://{rendezvous or f'{directory}/rendezvous'}",
             backend="gloo",
         )
-        ensure_model_parallel_initialized(1, 1)
+        ensure_model_parallel_initialized(world_size, 1)
         yield vllm_config
 
 
