@@ -99,12 +99,15 @@ class Qwen2_5_VL(Case):
         config = json.loads(file.read_text())
         full = [i for i in self.FULL_ATTENTION if i < depth] or [depth - 1]
         config["vision_config"] |= {"depth": depth, "fullatt_block_indexes": full}
+        # Compiled as well when an engine starts, and not what is measured.
+        text = config["text_config"]
+        text["num_hidden_layers"] = 1
+        text["layer_types"] = text["layer_types"][:1]
         if blocks == "real":
             config["vision_config"] |= self.REAL
             # As wide as the embeddings; heads of 32, as in the tiny model.
             width = self.REAL["out_hidden_size"]
-            text = {"hidden_size": width, "num_attention_heads": width // 32}
-            config["text_config"] |= text
+            text |= {"hidden_size": width, "num_attention_heads": width // 32}
         file.write_text(json.dumps(config, indent=2))
         return path
 

@@ -96,7 +96,9 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> int:
         truth = _provider(case, "truth", case.stock, config, args.dtype)
         items = {size: towers.inputs(case, truth.tower, size) for size in args.sizes}
         truths = {size: truth(item) for size, item in items.items()}
+        # Now: vLLM's destructor of a packed weight fails if it runs while tracing.
         del truth
+        gc.collect()
         providers = _providers(case, checkpoint, args.dtype)
         for size, item in items.items():
             checked = _check(providers, truths[size], item, size)

@@ -25,6 +25,8 @@ RESULTS = "benchmarks/results"
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """Returns a parser with the options that every script has."""
+    # Ended from outside it still ends its child and removes its directory.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

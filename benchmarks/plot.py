@@ -31,7 +31,7 @@ def main() -> int:
     try:
         import matplotlib
     except ImportError:
-        print("plot: needs matplotlib: pip install matplotlib", file=sys.stderr)
+        print("plot: needs matplotlib (the extra [bench] has it)", file=sys.stderr)
         return 1
     matplotlib.use("svg")
     matplotlib.rcParams |= {"svg.hashsalt": "vllm_mmc", "font.size": 9}
