@@ -3,25 +3,24 @@
 """What all tests share: a cache of their own, a tiny checkpoint, no network."""
 
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 
-
-@pytest.fixture(scope="session", autouse=True)
-def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def pytest_configure(config: pytest.Config) -> None:
     """vLLM's caches for the whole session; tests of a cold start take another."""
-    before = os.environ.get("VLLM_CACHE_ROOT")
-    path = tmp_path_factory.mktemp("cache")
-    os.environ["VLLM_CACHE_ROOT"] = str(path)
-    yield path
-    if before is None:
-        del os.environ["VLLM_CACHE_ROOT"]
-    else:
-        os.environ["VLLM_CACHE_ROOT"] = before
+    cache = tempfile.mkdtemp(prefix="vllm_mmc-tests-")
+    os.environ["VLLM_CACHE_ROOT"] = cache
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Forked tests first: a process that has used OpenMP hangs once it is forked."""
+    items.sort(key=lambda item: item.get_closest_marker("forked") is None)
 
 
 @pytest.fixture(scope="session")
