@@ -24,6 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def cache_root() -> Path:
+    return Path(os.environ["VLLM_CACHE_ROOT"])
+
+
+@pytest.fixture(scope="session")
 def qwen2_5_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen2.5-VL checkpoint; blocks 1 and 3 of 4 attend fully."""
     from vllm_mmc.testing.checkpoints import tiny_qwen2_5_vl

@@ -4,7 +4,6 @@
 tests/compile/fullgraph/test_multimodal_compile.py. Each test is a process of its own.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +54,14 @@ def model_class(llm: LLM) -> type:
     return llm.apply_model(type)[0]
 
 
-def test_on(qwen2_5_vl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on(
+    qwen2_5_vl: Path,
+    cache_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # Nothing compiled is kept there, only what vLLM knows of model classes.
-    classes = Path(os.environ["VLLM_CACHE_ROOT"]) / "modelinfos"
+    classes = cache_root / "modelinfos"
     classes.mkdir(exist_ok=True)
     (tmp_path / "modelinfos").symlink_to(classes)
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
