@@ -18,4 +18,4 @@ def test_demo() -> None:
         for line in result.stdout.splitlines()
         if len(cells := [c.strip() for c in line.strip("│┃ ").split("│")]) == 4
     }
-    assert rows["graphs compiled"] == ["0", "3", "0"]
+    assert rows["encoder graphs compiled"] == ["0", "3", "0"]
