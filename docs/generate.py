@@ -4,6 +4,7 @@
 
 import ast
 import inspect
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,18 +30,44 @@ CONFIGURATION = """\
 # Configuration
 
 Compiling is switched with vLLM's own `compile_mm_encoder`, and tuned with the rest of
-vLLM's compilation config. Our own settings are environment variables, read when vLLM
-starts:
+vLLM's compilation config. Our own settings:
 
-| variable | values | default | meaning |
-|---|---|---|---|
+| name | variable | values | default | meaning |
+|---|---|---|---|---|
 {rows}
 
-Another value is reported in one WARNING, and vLLM runs without this package.
+## Where a setting may stand
 
-vLLM's variables that matter here: `VLLM_PLUGINS` (a list of plugin names; ours is
-`mmc`; unset means all), `VLLM_CACHE_ROOT` (where the compile cache lives),
-`VLLM_DISABLE_COMPILE_CACHE=1` (nothing is read or kept).
+All of them may stand in the environment, under the name of the variable. Those that
+need not be known before vLLM has a configuration may also stand in vLLM's additional
+config, which then decides:
+
+```console
+$ vllm serve ... --additional-config '{{"vllm_mmc": {{"parity_check": "first"}}}}'
+```
+
+Only in the environment: {process}.
+
+In Python: `LLM(..., additional_config={{"vllm_mmc": {{...}}}})`. Lists are written in
+JSON, also in the environment: `VLLM_MMC_COMPILE_SIZES='[1024, 4096]'`.
+
+A setting that is set is part of the compile cache's key, wherever it stands: serve with
+the settings that you warmed the cache with.
+
+## Values that are not allowed
+
+- **In the environment**, whichever it is: one WARNING that names the variable and what
+  is allowed, and vLLM runs without this package.
+- **In the additional config**, an unknown name too: with `compile_mm_encoder`, an error
+  at engine start that names the setting and what is allowed. Without, it is not read.
+- **Ranges and sizes that this encoder never sees**, wherever they stand: an error at
+  engine start that names its step and its limit.
+
+## vLLM's variables that matter here
+
+`VLLM_PLUGINS` (a list of plugin names; ours is `mmc`; unset means all),
+`VLLM_CACHE_ROOT` (where the compile cache lives), `VLLM_DISABLE_COMPILE_CACHE=1`
+(nothing is read or kept).
 """
 
 
@@ -57,11 +84,18 @@ def supported_models() -> str:
 def configuration() -> str:
     meanings = _docstrings_of_fields(Settings)
     rows = [
-        f'| `{variable(field.name)}` | "1" or "0" | "{int(bool(field.default))}" '
-        f"| {meanings[field.name]} |"
+        f"| `{field.name}` | `{variable(field.name)}` | {field.metadata['allowed']} "
+        f"| {_written(field.default)} | {meanings[field.name]} |"
         for field in fields(Settings)
     ]
-    return NOTE + CONFIGURATION.format(rows="\n".join(rows))
+    process = [f"`{f.name}`" for f in fields(Settings) if f.metadata["process"]]
+    return NOTE + CONFIGURATION.format(
+        rows="\n".join(rows), process=" and ".join(process)
+    )
+
+
+def _written(default: object) -> str:
+    return f'"{int(default)}"' if isinstance(default, bool) else json.dumps(default)
 
 
 def _docstrings_of_fields(cls: type) -> dict[str, str]:

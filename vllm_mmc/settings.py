@@ -1,35 +1,159 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""The settings of this package, from the environment."""
+"""The settings of this package: from the environment and from vLLM's own options."""
 
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+SECTION = "vllm_mmc"
+"""Our part of `--additional-config`."""
+
+_T = TypeVar("_T")
+
+
+def _setting(
+    default: _T, parse: Callable[[Any], _T], allowed: str, *, process: bool = False
+) -> _T:
+    """A field.
+
+    Args:
+        parse: From the written value; TypeError or ValueError if it is not allowed.
+        allowed: The values that are, for messages and for docs/configuration.md.
+        process: Decided before vLLM has a configuration.
+    """
+    made: _T = field(
+        default=default,
+        metadata={"parse": parse, "allowed": allowed, "process": process},
+    )
+    return made
+
+
+def _process_switch() -> bool:
+    def parse(value: Any) -> bool:
+        if value not in (True, "1", False, "0"):
+            raise ValueError
+        return value in (True, "1")
+
+    return _setting(False, parse, '"0" or "1"', process=True)
+
+
+def _one_of(default: str, *others: str) -> str:
+    choices = default, *others
+
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise ValueError
+        return str(value)
+
+    return _setting(default, parse, " or ".join(f'"{c}"' for c in choices))
+
+
+def _json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    sizes = _json(value)
+    if not (isinstance(sizes, (list, tuple)) and all(map(_is_size, sizes))):
+        raise ValueError
+    return tuple(sorted(set(sizes)))
+
+
+def _ranges(value: Any) -> tuple[tuple[int, int], ...]:
+    pairs = sorted((first, last) for first, last in _json(value))
+    ends = [end for pair in pairs for end in pair]
+    apart = all(a[1] < b[0] for a, b in zip(pairs, pairs[1:], strict=False))
+    if not (apart and all(map(_is_size, ends)) and all(a <= b for a, b in pairs)):
+        raise ValueError
+    return tuple(pairs)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Each field is read from `VLLM_MMC_<NAME>`: "1" for on, "0" or unset for off."""
+    """Each field is read from the environment as `VLLM_MMC_<NAME>`.
 
-    disable: bool = False
+    All but `disable` and `allow_untested_vllm` may also stand in vLLM's
+    `--additional-config '{"vllm_mmc": {"<name>": ...}}'`, which then decides.
+    """
+
+    disable: bool = _process_switch()
     """Register nothing: every model is vLLM's own."""
-    allow_untested_vllm: bool = False
+    allow_untested_vllm: bool = _process_switch()
     """Register with a vLLM release that this version was not tested with."""
+    on_error: str = _one_of("eager", "raise")
+    """What to do with a region that cannot be compiled: run it eager with one
+    WARNING, or raise the compiler's error."""
+    parity_check: str = _one_of("off", "first", "all")
+    """Compare compiled with eager at the first call: not at all, for the first
+    instance of each structure, or for all instances. On a mismatch the structure runs
+    eager, with one ERROR."""
+    compile_ranges: tuple[tuple[int, int], ...] = _setting(
+        (),
+        _ranges,
+        "a list of [first, last] that do not overlap, with 0 < first <= last, for "
+        "instance [[1, 1024], [1025, 16384]]",
+    )
+    """Ranges of packed tokens (first and last included) that get graphs of their
+    own. What lies outside of them has the general graph."""
+    compile_sizes: tuple[int, ...] = _setting(
+        (), _sizes, "a list of whole numbers above 0, for instance [1024, 4096]"
+    )
+    """Exact numbers of packed tokens that get graphs of their own."""
+    log_shapes_interval: float = _setting(
+        -1.0, float, "a number of seconds, negative for never"
+    )
+    """Write the distribution of encoder input sizes to the log every so many seconds.
+    `vllm-mmc profile` reads it."""
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+    def resolve(
+        cls,
+        additional_config: object = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> "Settings":
         """Read the settings.
 
+        Args:
+            additional_config: vLLM's `additional_config`; its part "vllm_mmc" comes
+                before the environment.
+
         Raises:
-            ValueError: A variable is neither "0" nor "1".
+            ValueError: A setting is unknown or has a value that is not allowed; the
+                message says which one and what is.
         """
+        section: object = {}
+        if isinstance(additional_config, Mapping):
+            section = additional_config.get(SECTION, {})
+        if not isinstance(section, Mapping):
+            raise ValueError(f"additional_config.{SECTION} must be a JSON object")
+        known = {f.name: f for f in fields(cls) if not f.metadata["process"]}
+        if unknown := sorted(set(section) - set(known)):
+            raise ValueError(
+                f"additional_config.{SECTION}.{unknown[0]} is unknown; there are "
+                f"{', '.join(sorted(known))}"
+            )
         values = {}
-        for field in fields(cls):
-            name = variable(field.name)
-            text = environ.get(name, "0")
-            if text not in ("0", "1"):
-                raise ValueError(f'{name} must be "0" or "1", not "{text}"')
-            values[field.name] = text == "1"
+        for f in fields(cls):
+            if f.name in section:
+                name, value = f"additional_config.{SECTION}.{f.name}", section[f.name]
+            elif (name := variable(f.name)) in environ:
+                value = environ[name]
+            else:
+                continue
+            try:
+                values[f.name] = f.metadata["parse"](value)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"{name} must be {f.metadata['allowed']}, "
+                    f"not {json.dumps(value, default=str)}"
+                ) from None
         return cls(**values)
 
 
@@ -37,4 +161,4 @@ def variable(setting: str) -> str:
     return f"VLLM_MMC_{setting.upper()}"
 
 
-VARIABLES = tuple(variable(field.name) for field in fields(Settings))
+VARIABLES = tuple(variable(f.name) for f in fields(Settings))

@@ -3,44 +3,110 @@
 """Settings from the environment: what is read, what is refused."""
 
 from dataclasses import FrozenInstanceError, fields
+from typing import Any
 
 import pytest
 
 from vllm_mmc.settings import VARIABLES, Settings, variable
 
-NAMES = [field.name for field in fields(Settings)]
+SWITCHES = [f.name for f in fields(Settings) if f.metadata["process"]]
+# Name, text in the environment, the same in --additional-config, value.
+GOOD = [
+    ("on_error", "raise", "raise", "raise"),
+    ("on_error", "eager", "eager", "eager"),
+    ("parity_check", "first", "first", "first"),
+    ("parity_check", "all", "all", "all"),
+    ("compile_sizes", "[64, 16, 64]", [64, 16, 64], (16, 64)),
+    ("compile_sizes", "[]", [], ()),
+    ("compile_ranges", "[[9, 20], [1, 8]]", [[9, 20], [1, 8]], ((1, 8), (9, 20))),
+    ("log_shapes_interval", "2.5", 2.5, 2.5),
+    ("log_shapes_interval", "-1", -1, -1.0),
+]
+BAD: list[tuple[str, Any, str]] = [
+    ("on_error", "ignore", '"eager" or "raise"'),
+    ("on_error", True, '"eager" or "raise"'),
+    ("parity_check", "on", '"off" or "first" or "all"'),
+    *(
+        ("compile_sizes", bad, "a list of whole numbers above 0")
+        for bad in ("16", "[16", [0], [-4], [1.5], [True], ["16"], {"16": 1}, 16)
+    ),
+    *(
+        ("compile_ranges", bad, r"a list of \[first, last\] that do not overlap")
+        for bad in ("[1, 8]", [[8, 1]], [[0, 8]], [[1, 8], [8, 9]], [[1]], [[1, "8"]])
+    ),
+    ("log_shapes_interval", "soon", "a number of seconds"),
+    ("log_shapes_interval", None, "a number of seconds"),
+]
 
 
 def test_names_of_the_variables() -> None:
-    assert set(VARIABLES) == {"VLLM_MMC_DISABLE", "VLLM_MMC_ALLOW_UNTESTED_VLLM"}
+    assert set(VARIABLES) == {
+        "VLLM_MMC_DISABLE",
+        "VLLM_MMC_ALLOW_UNTESTED_VLLM",
+        "VLLM_MMC_ON_ERROR",
+        "VLLM_MMC_PARITY_CHECK",
+        "VLLM_MMC_COMPILE_SIZES",
+        "VLLM_MMC_COMPILE_RANGES",
+        "VLLM_MMC_LOG_SHAPES_INTERVAL",
+    }
 
 
 def test_all_is_off_by_default() -> None:
     others = {"VLLM_MMC": "1", "MMC_DISABLE": "1", "VLLM_DISABLE": "1"}
-    assert not any(vars(Settings.from_environment(others)).values())
-    assert Settings.from_environment({}) == Settings()
+    assert Settings.resolve(None, others) == Settings.resolve({}, {}) == Settings()
+    assert Settings.resolve({"another_plugin": {"on_error": 3}}, {}) == Settings()
+    assert not (Settings().disable or Settings().allow_untested_vllm)
+    assert (Settings().on_error, Settings().parity_check) == ("eager", "off")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWITCHES)
 def test_each_is_switched_by_its_own_variable(name: str) -> None:
-    on = Settings.from_environment({variable(name): "1"})
-    assert {n for n, value in vars(on).items() if value} == {name}
-    assert Settings.from_environment({variable(name): "0"}) == Settings()
+    on = Settings.resolve(None, {variable(name): "1"})
+    assert [n for n in SWITCHES if getattr(on, n)] == [name]
+    assert Settings.resolve(None, {variable(name): "0"}) == Settings()
 
 
 @pytest.mark.parametrize("text", ["yes", "true", "2", "", " 1"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWITCHES)
 def test_other_values_are_refused(name: str, text: str) -> None:
     message = f'^{variable(name)} must be "0" or "1", not "{text}"$'
     with pytest.raises(ValueError, match=message):
-        Settings.from_environment({variable(name): text})
+        Settings.resolve(None, {variable(name): text})
+
+
+@pytest.mark.parametrize(("name", "text", "plain", "value"), GOOD)
+def test_both_places(name: str, text: str, plain: Any, value: Any) -> None:
+    other = {variable(name): "not read"}
+    for settings in (
+        Settings.resolve(None, {variable(name): text}),
+        Settings.resolve({"vllm_mmc": {name: plain}}, other),
+    ):
+        assert getattr(settings, name) == value
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), BAD)
+def test_what_is_refused(name: str, value: Any, allowed: str) -> None:
+    message = rf"^additional_config\.vllm_mmc\.{name} must be {allowed}.*, not "
+    with pytest.raises(ValueError, match=message):
+        Settings.resolve({"vllm_mmc": {name: value}}, {})
+
+
+@pytest.mark.parametrize("name", ["disable", "allow_untested_vllm", "on_errors", ""])
+def test_unknown_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"vllm_mmc\.{name} is unknown; there are "):
+        Settings.resolve({"vllm_mmc": {name: "1"}}, {})
+
+
+def test_our_part_is_an_object() -> None:
+    with pytest.raises(ValueError, match="must be a JSON object"):
+        Settings.resolve({"vllm_mmc": [1]}, {})
 
 
 def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_MMC_DISABLE", "1")
-    assert Settings.from_environment().disable
+    assert Settings.resolve().disable
     monkeypatch.delenv("VLLM_MMC_DISABLE")
-    assert not Settings.from_environment().disable
+    assert not Settings.resolve().disable
 
 
 def test_settings_do_not_change() -> None:
