@@ -11,7 +11,7 @@ import functools
 import logging
 import multiprocessing
 
-from vllm_mmc import __version__
+from vllm_mmc import __version__, metrics
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compat import envs, vllm_logging, vllm_version
 from vllm_mmc.settings import VARIABLES, Settings
@@ -34,7 +34,7 @@ def register() -> None:
 def _register() -> None:
     envs.declare(VARIABLES)
     try:
-        settings = Settings.from_environment()
+        settings = Settings.resolve()
     except ValueError as error:
         _warn("vllm_mmc is not used, all models are vLLM's own: %s", str(error))
         return
@@ -54,6 +54,7 @@ def _register() -> None:
         return
     _register_models()
     vllm_logging.join()
+    metrics.expose()
     _announce(
         "vllm_mmc %s serves, and with compile_mm_encoder compiles: %s",
         __version__,

@@ -2,6 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """`support_torch_compile`: vLLM's meaning and errors, one graph per structure."""
 
+import contextlib
+import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +21,7 @@ from vllm.config import (
 )
 from vllm.forward_context import set_forward_context
 
+from vllm_mmc.compilation import regions
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import (
     adopt,
@@ -68,9 +72,29 @@ class CompiledNameReader(Stock):
         return x + len(self.prefix)
 
 
-def config(**compilation: Any) -> VllmConfig:
+RAISE = {"vllm_mmc": {"on_error": "raise"}}
+
+
+def config(
+    additional_config: dict[str, Any] | None = None, **compilation: Any
+) -> VllmConfig:
     compilation = {"compile_mm_encoder": True} | compilation
-    return VllmConfig(compilation_config=CompilationConfig(**compilation))
+    return VllmConfig(
+        compilation_config=CompilationConfig(**compilation),
+        additional_config=additional_config or {},
+    )
+
+
+@contextlib.contextmanager
+def warnings_of(module: Any) -> Iterator[list[str]]:
+    """What it logs at WARNING and above."""
+    logged: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logger = logging.getLogger(module.__name__)
+    logger.addHandler(handler)
+    yield logged
+    logger.removeHandler(handler)
 
 
 @pytest.fixture
@@ -337,3 +361,181 @@ def test_a_positional_argument_of_another_type(vllm_config: VllmConfig) -> None:
     with pytest.raises(TypeError, match="positional argument of type 'str'"):
         CompiledRegion("wide")
     assert CompiledRegion(2.0).scale == 2.0
+
+
+# ---------------------------------------------------------------- shape invariants
+
+
+def same_size(x: torch.Tensor, y: torch.Tensor) -> None:
+    torch._check(x.shape[0] == y.shape[0])
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"x": 0, "y": 0},
+    mark_unbacked_dims={"x": 0, "y": 0},
+    shape_invariants=same_size,
+)
+class CompiledPair(Stock):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # Without the invariant nothing is known of either size, and this is an error.
+        if x.shape[0] == y.shape[0]:
+            return x @ self.weight * self.scale + y
+        return x
+
+
+def test_shape_invariants_are_compiled_in() -> None:
+    with set_current_vllm_config(config(additional_config=RAISE)):
+        pairs = [CompiledPair(scale=67.0) for _ in range(2)]
+        with counters.expect(graphs=1, recompiles=0, followers=1):
+            for size in (1, 5, 2):
+                for pair in pairs:
+                    x, y = torch.randn(2, size, HIDDEN)
+                    torch.testing.assert_close(pair(x, y), pair.forward(x, y))
+
+
+def test_a_violated_shape_invariant(vllm_config: VllmConfig) -> None:
+    pair = CompiledPair(scale=71.0)
+    message = r"CompiledPair.*violate shape_invariants: x \[3, 8\], y \[4, 8\]"
+    with pytest.raises(ValueError, match=message), counters.expect(graphs=0):
+        pair(torch.randn(3, HIDDEN), torch.randn(4, HIDDEN))
+    pair(torch.randn(3, HIDDEN), torch.randn(3, HIDDEN))
+    with pytest.raises(ValueError, match=message):
+        pair(torch.randn(3, HIDDEN), torch.randn(4, HIDDEN))
+
+
+# ---------------------------------------------------------------- on_error
+
+
+@support_torch_compile(dynamic_arg_dims={"x": 0})
+class CompiledBroken(Stock):
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return Stock.forward(self, x, y)
+
+
+@support_torch_compile(dynamic_arg_dims={"x": 0})
+class CompiledDataDependent(Stock):
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return Stock.forward(self, x, y) if x.sum().item() > -1e9 else x
+
+
+@support_torch_compile(dynamic_arg_dims={"x": 0})
+class CompiledConstant(Stock):
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        torch._check(x.shape[0] == 4)
+        return Stock.forward(self, x, y) + torch.ones(4, 1)
+
+
+def _no_compiler(broken: pytest.MonkeyPatch) -> None:
+    broken.setenv("CXX", "/no/such/g++")
+    broken.setattr("torch._inductor.config.cpp.cxx", ("/no/such/g++",))
+
+
+def _out_of_memory(broken: pytest.MonkeyPatch) -> None:
+    def codegen(*_: Any) -> None:
+        raise MemoryError("cannot allocate 1 TiB")
+
+    broken.setattr("torch._inductor.graph.GraphLowering.codegen", codegen)
+
+
+FAILURES = {
+    "graph break": (CompiledBroken, None, "make it a custom op with a fake"),
+    "data-dependent": (CompiledDataDependent, None, "host metadata"),
+    "constant": (CompiledConstant, None, "mark_unbacked_dims"),
+    "no compiler": (CompiledRegion, _no_compiler, "install a C.. compiler"),
+    "out of memory": (CompiledRegion, _out_of_memory, "cache warm"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_cannot_be_compiled_runs_eager(
+    failure: str, vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls, break_it, fix = FAILURES[failure]
+    with monkeypatch.context() as broken, warnings_of(regions) as logged:
+        if break_it is not None:
+            break_it(broken)
+        leaders = [cls(scale=73.0 + len(failure)) for _ in range(2)]
+        with counters.expect(graphs=0, fallbacks=1):
+            for region in leaders:
+                for size in (4, 6) if cls is not CompiledConstant else (4,):
+                    x = torch.randn(size, HIDDEN)
+                    assert torch.equal(region(x), region.forward(x))
+    assert len(logged) == 1
+    assert cls.__name__ in logged[0] and "runs eager" in logged[0]
+    assert re.search(fix, logged[0]), logged[0]
+    if break_it is None:
+        assert re.search(rf"{re.escape(__file__)}:\d+", logged[0]), logged[0]
+
+
+def test_on_error_raise() -> None:
+    with set_current_vllm_config(config(additional_config=RAISE)):
+        region = CompiledBroken(scale=79.0)
+        with pytest.raises(torch._dynamo.exc.Unsupported), counters.expect(fallbacks=0):
+            region(torch.randn(4, HIDDEN))
+
+
+def test_a_bad_setting_is_an_error_that_names_it() -> None:
+    bad = config(additional_config={"vllm_mmc": {"on_error": "hide"}})
+    with (
+        set_current_vllm_config(bad),
+        pytest.raises(ValueError, match='vllm_mmc.on_error must be "eager" or "raise"'),
+    ):
+        CompiledRegion()
+
+
+# ---------------------------------------------------------------- parity_check
+
+
+def wrong_graph(self: Any, leader: nn.Module, *_: Any) -> Callable[..., Any]:
+    """What a graph of another structure would compute."""
+    scale = leader.scale * 1.01
+    return lambda module, x, *_: torch.nn.functional.silu(x @ module.weight) * scale
+
+
+@pytest.mark.parametrize(("parity_check", "checks"), [("first", 1), ("all", 3)])
+def test_a_right_graph_passes(parity_check: str, checks: int) -> None:
+    settings = {"vllm_mmc": {"parity_check": parity_check}}
+    with set_current_vllm_config(config(additional_config=settings)):
+        regions_ = [CompiledRegion(scale=83.0) for _ in range(3)]
+        with counters.expect(parity_checks=checks, parity_failures=0, graphs=1):
+            for size in (4, 9):
+                for region in regions_:
+                    check(region, torch.randn(size, HIDDEN))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("parity_check", ["first", "all"])
+def test_a_wrong_graph_is_found(
+    parity_check: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In bfloat16 one percent is about one rounding: the wrong graph is further off.
+    monkeypatch.setattr(regions.CompiledStructure, "_compile", wrong_graph)
+    settings = {"vllm_mmc": {"parity_check": parity_check}}
+    scale = 89.0 if dtype is torch.float32 else 97.0
+    if dtype is torch.bfloat16:
+        monkeypatch.setattr(
+            regions.CompiledStructure,
+            "_compile",
+            lambda *_: lambda module, x, *_: x @ module.weight,
+        )
+    with (
+        set_current_vllm_config(config(additional_config=settings)),
+        warnings_of(regions) as logged,
+        counters.expect(parity_checks=1, parity_failures=1, followers=2),
+    ):
+        for region in [CompiledRegion(scale=scale).to(dtype) for _ in range(3)]:
+            for size in (4, 9):
+                x = torch.randn(size, HIDDEN, dtype=dtype)
+                assert torch.equal(region(x), region.forward(x))
+    assert len(logged) == 1 and "largest difference" in logged[0]
+
+
+def test_without_a_check_nothing_is_compared(
+    vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative of the tests above: the wrong graph is wrong."""
+    monkeypatch.setattr(regions.CompiledStructure, "_compile", wrong_graph)
+    region, x = CompiledRegion(scale=101.0), torch.randn(4, HIDDEN)
+    with counters.expect(parity_checks=0):
+        assert not torch.allclose(region(x), region.forward(x))

@@ -195,9 +195,14 @@ def test_imports_no_model_and_touches_no_device(in_vllm: InVllm) -> None:
 
     found = in_vllm(scenario).value
     allowed = ("vllm_mmc.catalog", "vllm_mmc.compat", "vllm_mmc.plugin")
-    allowed += ("vllm_mmc", "vllm_mmc.settings")
-    others = {m for m in found["imported"] if not m.startswith("vllm_mmc.compat.")}
-    assert others == set(allowed)
+    allowed += ("vllm_mmc", "vllm_mmc.metrics", "vllm_mmc.settings")
+    # The standard library is what prometheus_client brings.
+    light = {"prometheus_client", *sys.stdlib_module_names}
+    assert {
+        m
+        for m in found["imported"]
+        if m.partition(".")[0] not in light and not m.startswith("vllm_mmc.compat.")
+    } == set(allowed)
     assert not found["touched"]
 
 
@@ -271,7 +276,28 @@ def test_compile_cache_keys_of_other_models_stay(in_vllm: InVllm) -> None:
     assert before == after
 
 
+def reported() -> list[str]:
+    """What of ours is on vLLM's registry of metrics."""
+    from vllm.plugins import load_general_plugins
+    from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+    load_general_plugins()
+    from vllm_mmc.plugin import register
+
+    register()
+    names = get_prometheus_registry()._names_to_collectors
+    return [name for name in names if name.startswith("vllm_mmc:")]
+
+
+def test_counters_are_metrics(in_vllm: InVllm) -> None:
+    assert "vllm_mmc:encoder_graphs_total" in in_vllm(reported).value
+
+
 # ---------------------------------------------------------------- off
+
+
+def test_off_there_are_no_metrics(in_vllm: InVllm) -> None:
+    assert in_vllm(reported, VLLM_MMC_DISABLE="1").value == []
 
 
 @pytest.mark.parametrize("env", [{"VLLM_MMC_DISABLE": "1"}, {"VLLM_PLUGINS": "other"}])

@@ -4,7 +4,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 
 @dataclass
@@ -22,11 +22,27 @@ class Counters:
     graphs: int = 0
     """Graphs compiled: one per structure and call signature."""
     recompiles: int = 0
-    """Graphs compiled for a structure that already had one."""
+    """Graphs compiled for a structure and size range that already had one."""
     artifact_loads: int = 0
     """Graphs loaded from the compile cache instead of being compiled."""
-    compile_seconds: float = 0.0
+    artifact_misses: int = 0
+    """Graphs that the compile cache was asked for and did not have."""
+    fallbacks: int = 0
+    """Graphs that could not be compiled; what they stand for runs eager."""
+    parity_checks: int = 0
+    """Comparisons of compiled with eager (setting `parity_check`)."""
+    parity_failures: int = 0
+    """Structures that run eager because they differed from it."""
+    dynamo_seconds: float = 0.0
+    """Tracing, and putting the result together."""
+    inductor_seconds: float = 0.0
+    """In the backend: AOTAutograd, Inductor and its compilers."""
     load_seconds: float = 0.0
+    """Loading from the compile cache, what was found unfit included."""
+
+    @property
+    def compile_seconds(self) -> float:
+        return self.dynamo_seconds + self.inductor_seconds
 
     @contextmanager
     def expect(self, **changes: int) -> Generator[None, None, None]:
@@ -37,6 +53,15 @@ class Counters:
         seen = {name: after[name] - before[name] for name in changes}
         if seen != changes:
             raise AssertionError(f"counters changed by {seen}, expected {changes}")
+
+    def table(self) -> str:
+        """All of it, a line each."""
+        width = max(len(f.name) for f in fields(self))
+        return "\n".join(
+            f"  {name.replace('_', ' '):{width}}  "
+            + (f"{value:.2f}" if isinstance(value, float) else str(value))
+            for name, value in asdict(self).items()
+        )
 
 
 counters = Counters()

@@ -2,12 +2,15 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """`support_torch_compile` with vLLM's meaning, compiling each structure once."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
 import torch
 import torch.nn as nn
+from vllm.compilation import backends
+from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import (
     IGNORE_COMPILE_KEY,
     ignore_torch_compile,
@@ -18,11 +21,18 @@ from vllm.forward_context import get_forward_context, is_forward_context_availab
 from vllm.logger import init_logger
 from vllm.sequence import IntermediateTensors
 
-from vllm_mmc.compilation.regions import RegionSpec, compiled_structure
+from vllm_mmc.compilation.regions import (
+    RegionSpec,
+    ShapeInvariants,
+    compiled_structure,
+)
+from vllm_mmc.compilation.shapes import EncoderShapes
+from vllm_mmc.settings import Settings
 
 __all__ = [
     "adopt",
     "ignore_torch_compile",
+    "set_model_tag",
     "should_torch_compile_mm_encoder",
     "support_torch_compile",
 ]
@@ -54,6 +64,7 @@ def support_torch_compile(
     mark_unbacked_dims: Mapping[str, int | Sequence[int]] | None = None,
     enable_if: EnableIf | None = None,
     is_encoder: bool = False,
+    shape_invariants: ShapeInvariants | None = None,
 ) -> Callable[[_C], _C]: ...
 
 
@@ -64,6 +75,7 @@ def support_torch_compile(
     mark_unbacked_dims: Mapping[str, int | Sequence[int]] | None = None,
     enable_if: EnableIf | None = None,
     is_encoder: bool = False,
+    shape_invariants: ShapeInvariants | None = None,
 ) -> Callable[[_C], _C] | _C:
     """Compile `forward` of a class; instances of equal structure share the result.
 
@@ -80,6 +92,9 @@ def support_torch_compile(
             size: the graph is not specialised on 0 or 1, whatever the first call.
         enable_if: Decides from the `VllmConfig` whether to compile at all.
         is_encoder: The class is part of a multimodal encoder.
+        shape_invariants: Takes the arguments of `forward` (without self) and states
+            with `torch._check` how their sizes are related. It is compiled in before
+            `forward`, and checked at every call: a violation is a ValueError.
 
     Raises:
         TypeError: The class has no `forward`.
@@ -116,6 +131,7 @@ def support_torch_compile(
             },
             is_encoder=is_encoder,
             arguments=tuple(parameters)[1:],
+            shape_invariants=shape_invariants,
         )
         return _compile_class(cls, spec, enable_if)
 
@@ -126,6 +142,8 @@ def adopt(
     root: nn.Module,
     regions: Mapping[type[nn.Module], type[nn.Module]],
     vllm_config: VllmConfig,
+    limit: int | None = None,
+    step: int = 1,
 ) -> nn.Module:
     """Turn stock modules inside `root` into our compiled ones, in place.
 
@@ -135,10 +153,17 @@ def adopt(
         root: Searched with all its submodules, itself included.
         regions: Stock class -> our subclass of it. Exact types only.
         vllm_config: The configuration that the modules were built with.
+        limit: The most packed tokens that one call of `root` can have, if known.
+        step: Every call of `root` has a multiple of so many packed tokens.
 
     Returns:
         `root`.
+
+    Raises:
+        ValueError: A setting has a value that is not allowed.
     """
+    settings = Settings.resolve(vllm_config.additional_config)
+    root.encoder_shapes = EncoderShapes(settings, limit, step)
     for module in root.modules():
         compiled = regions.get(type(module))
         if compiled is None:
@@ -163,10 +188,10 @@ _SPEC = "_mmc_region_spec"
 def _own_spec(cls: type) -> tuple[RegionSpec, EnableIf | None] | None:
     """The nearest decoration of `cls` or a parent; None if ignored in between."""
     for base in cls.__mro__:
+        if base.__dict__.get(IGNORE_COMPILE_KEY) is True:
+            return None
         if _SPEC in base.__dict__:
             return base.__dict__[_SPEC]
-        if base.__dict__.get(IGNORE_COMPILE_KEY, False):
-            return None
     return None
 
 
@@ -182,6 +207,20 @@ def _init_region(
         or not (enable_if is None or enable_if(vllm_config))
     )
     module._mmc_compiled = None
+    module._mmc_tag = backends.model_tag, backends.model_is_encoder
+    module._mmc_settings = Settings.resolve(vllm_config.additional_config)
+
+
+def _tagged(spec: RegionSpec, tag: str, is_encoder: bool) -> RegionSpec:
+    """What vLLM's `set_model_tag` said, if the module was built inside of one."""
+    if tag == _NO_TAG:
+        return spec
+    return dataclasses.replace(
+        spec, name=f"{tag}.{spec.name}", is_encoder=spec.is_encoder or is_encoder
+    )
+
+
+_NO_TAG = backends.model_tag
 
 
 def _compile_class(cls: _C, spec: RegionSpec, enable_if: EnableIf | None) -> _C:
@@ -215,12 +254,17 @@ def _compile_class(cls: _C, spec: RegionSpec, enable_if: EnableIf | None) -> _C:
         compiled = self._mmc_compiled
         if compiled is None:
             # At the first call, when weights are loaded and post-processed.
-            compiled = self._mmc_compiled = compiled_structure(self, spec)
+            compiled = self._mmc_compiled = compiled_structure(
+                self, _tagged(spec, *self._mmc_tag)
+            )
         return compiled(self, args, kwargs)
 
     setattr(cls, _SPEC, (spec, enable_if))
-    # A parent that vLLM's decorator compiles must not do so for our class.
-    setattr(cls, IGNORE_COMPILE_KEY, True)
+    if spec.shape_invariants is not None:
+        cls._mmc_shape_invariants = staticmethod(spec.shape_invariants)
+    # A parent that vLLM's decorator compiles must not do so for our class. What
+    # `ignore_torch_compile` sets is True.
+    setattr(cls, IGNORE_COMPILE_KEY, "compiled by vllm_mmc")
     cls.__init__ = __init__
     cls.__call__ = __call__
     return cls

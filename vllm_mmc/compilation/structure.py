@@ -48,6 +48,9 @@ _BOOKKEEPING = frozenset(
         "_forward_hooks_always_called",
         "_forward_pre_hooks_with_kwargs",
         "_mmc_compiled",
+        "_mmc_settings",
+        "_mmc_tag",
+        "encoder_shapes",
     }
 )
 _HOOKS = frozenset({"_forward_hooks", "_forward_pre_hooks"})

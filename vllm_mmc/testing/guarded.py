@@ -42,14 +42,18 @@ def guarded_compilation(backend: str = "aot_eager") -> Generator[None, None, Non
             dynamic=False,
             backend=backend,
         )
-        config = vllm_config.compilation_config
-        args, kwargs = self._mark_dims(leader, args, kwargs, config)
         with torch._dynamo.config.patch(error_on_recompile=False):
             compiled(leader, *args, **kwargs)
         return compiled
 
+    def fall_back(
+        self: regions.CompiledStructure, leader: nn.Module, error: Exception
+    ) -> regions.CompiledFn:
+        raise error
+
     with (
         mock.patch.object(regions.CompiledStructure, "_compile", compile_guarded),
+        mock.patch.object(regions.CompiledStructure, "_fall_back", fall_back),
         mock.patch.dict("os.environ", VLLM_DISABLE_COMPILE_CACHE="1"),
         mock.patch.dict(regions._structures, clear=True),
         torch.fx.experimental._config.patch(use_duck_shape=False),

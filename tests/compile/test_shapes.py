@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Ranges and sizes of the encoder's own, and the warm-up that covers them."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn as nn
+from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
+
+from vllm_mmc.compilation.counters import counters
+from vllm_mmc.compilation.decorators import adopt, support_torch_compile
+from vllm_mmc.compilation.shapes import Bounds, EncoderShapes, encoder_forward
+from vllm_mmc.settings import Settings
+
+HIDDEN, STEP, LIMIT = 8, 4, 256
+SETTINGS = Settings(compile_sizes=(64,), compile_ranges=((4, 16), (100, 128)))
+
+
+class Region(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.randn(HIDDEN, HIDDEN) / HIDDEN)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        y = (x @ self.weight).tanh() * self.scale
+        return y + x.shape[0] / 100 + lengths.sum()
+
+
+class Merger(Region):
+    pass
+
+
+class CompiledRegion(Region):
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        y = (x @ self.weight).tanh() * self.scale
+        return y + x.shape[0] / 100 + lengths.sum()
+
+
+CompiledMerger = support_torch_compile(dynamic_arg_dims={"x": 0, "lengths": 0})(
+    type("CompiledMerger", (Merger,), {"forward": CompiledRegion.forward})
+)
+support_torch_compile(dynamic_arg_dims={"x": 0, "lengths": 0})(CompiledRegion)
+
+
+class Encoder(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Region(scale), Region(scale)])
+        self.merger = Merger(scale)
+
+    @encoder_forward
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x, lengths)
+        return self.merger(x.view(-1, STEP, HIDDEN)[:, 0], lengths)
+
+
+def encoder(scale: float, settings: dict[str, Any], limit: int | None) -> Encoder:
+    """Adopted under `settings`; `plain` computes the same eager."""
+    config = VllmConfig(
+        compilation_config=CompilationConfig(),
+        additional_config={"vllm_mmc": settings | {"on_error": "raise"}},
+    )
+    with set_current_vllm_config(config):
+        made = Encoder(scale)
+        regions = {Region: CompiledRegion, Merger: CompiledMerger}
+        adopt(made, regions, config, limit=limit, step=STEP)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def check(encoder: Encoder, tokens: int, items: int = 3) -> None:
+    x, lengths = torch.randn(tokens, HIDDEN), torch.randn(items)
+    expected = x
+    for block in encoder.blocks:
+        expected = Region.forward(block, expected, lengths)
+    expected = Region.forward(
+        encoder.merger, expected.view(-1, STEP, HIDDEN)[:, 0], lengths
+    )
+    torch.testing.assert_close(encoder(x, lengths), expected)
+
+
+def test_bounds() -> None:
+    shapes = EncoderShapes(SETTINGS, LIMIT, STEP)
+    expected = {4: (4, 16), 16: (4, 16), 20: (1, 256), 64: (64, 64), 256: (1, 256)}
+    for tokens, span in {**expected, 128: (100, 128), 260: None}.items():
+        assert shapes.bounds(tokens) == Bounds(tokens, span)
+    assert EncoderShapes(Settings()).bounds(4) == Bounds(4, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit", "sizes"),
+    [
+        (Settings(), LIMIT, [4, 8]),
+        (Settings(), None, [4, 8]),
+        (SETTINGS, LIMIT, [4, 8, 20, 64, 104]),
+        (SETTINGS, None, [4, 8, 20, 64, 104]),
+        (Settings(compile_ranges=((1, 256),)), LIMIT, [4, 8]),
+        (Settings(compile_ranges=((1, 128), (129, 256))), LIMIT, [4, 8, 136]),
+        (Settings(compile_ranges=((1, 128), (129, 256))), None, [4, 8, 136, 260]),
+        (Settings(compile_sizes=(4, 8)), LIMIT, [4, 8, 12]),
+        (Settings(compile_ranges=((1, 7),), compile_sizes=(8,)), LIMIT, [4, 8, 12]),
+    ],
+)
+def test_warmup_sizes_cover_every_graph(
+    settings: Settings, limit: int | None, sizes: list[int]
+) -> None:
+    shapes = EncoderShapes(settings, limit, STEP)
+    assert shapes.warmup_sizes() == sizes
+    reachable = range(STEP, (limit or 1024) + 1, STEP)
+    assert {shapes.bounds(n).range for n in sizes} == {
+        shapes.bounds(n).range for n in reachable
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            Settings(compile_sizes=(512,)),
+            "compile_sizes has 512, .* multiples of 4 packed tokens up to 256",
+        ),
+        (Settings(compile_sizes=(6,)), "compile_sizes has 6"),
+        (Settings(compile_ranges=((5, 7),)), r"compile_ranges has \[5, 7\]"),
+        (Settings(compile_ranges=((4, 257),)), r"compile_ranges has \[4, 257\]"),
+    ],
+)
+def test_what_the_encoder_never_sees_is_refused(
+    settings: Settings, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        EncoderShapes(settings, LIMIT, STEP)
+
+
+def test_no_compilation_after_warm_up() -> None:
+    settings = {"compile_sizes": [64], "compile_ranges": [[4, 16], [100, 128]]}
+    made = encoder(2.0, settings, LIMIT)
+    # Two structures for two ranges, one size and the rest; and the merger's single row
+    # at the smallest size lies otherwise in memory than its rows at all others.
+    with counters.expect(graphs=9, recompiles=1, structures=2, followers=1):
+        for tokens in made.encoder_shapes.warmup_sizes():
+            check(made, tokens)
+    sizes = [STEP * random.randint(1, LIMIT // STEP) for _ in range(200)]
+    with counters.expect(graphs=0, artifact_loads=0):
+        for tokens in (*sizes, 64, 100, 128, 4, 16, LIMIT):
+            check(made, tokens, items=random.randint(2, 7))
+
+
+def test_a_size_that_another_dimension_has_by_chance() -> None:
+    """Only what has the packed size because it is packed may become a constant."""
+    made = encoder(3.0, {"compile_sizes": [8]}, LIMIT)
+    check(made, 8, items=8)
+    check(made, 8, items=5)
+    check(made, 12, items=8)
+
+
+def test_beyond_the_limit_another_graph_is_right() -> None:
+    made = encoder(5.0, {}, LIMIT)
+    with counters.expect(graphs=4):
+        for tokens in (8, LIMIT, LIMIT + 4, 4 * LIMIT):
+            check(made, tokens)
+
+
+def test_the_decoders_sizes_do_not_reach_a_region() -> None:
+    config = VllmConfig(
+        compilation_config=CompilationConfig(compile_sizes=[8, 16]),
+        additional_config={"vllm_mmc": {"on_error": "raise"}},
+    )
+    with set_current_vllm_config(config):
+        made = adopt(Encoder(7.0), {Region: CompiledRegion}, config)
+    with counters.expect(graphs=1):
+        for tokens in (8, 16, 24):
+            check(made, tokens)
