@@ -2,16 +2,22 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """What every `Compiled...ForConditionalGeneration` shares."""
 
+from abc import abstractmethod
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 import torch.nn as nn
-from vllm.config import VllmConfig
+from vllm.config import CompilationMode, VllmConfig
+from vllm.forward_context import override_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.model_executor.offloader import get_offloader
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.encoder_budget import MultiModalBudget
 
+from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import adopt, should_torch_compile_mm_encoder
 from vllm_mmc.compilation.regions import stock_compile_off
 
@@ -28,6 +34,21 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
     """Stock class -> our compiled subclass."""
+    encoder_eager_because: str | None = "compile_mm_encoder is off"
+    """Why the encoder is not compiled, in words for the user; None if it is."""
+
+    @property
+    @abstractmethod
+    def encoder_tokens_per_embedding(self) -> int:
+        """Packed tokens that become one embedding, before anything is pruned."""
+
+    @abstractmethod
+    def dummy_encoder_inputs(self, tokens: int) -> tuple[Any, ...]:
+        """Arguments of the encoder's `forward` for one item of so many packed tokens.
+
+        Args:
+            tokens: A multiple of `encoder_tokens_per_embedding`.
+        """
 
     @contextmanager
     def _mark_tower_model(
@@ -40,16 +61,60 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             return
         with marked, stock_compile_off(vllm_config):
             yield
-        if reason := _why_not(vllm_config):
+        self.encoder_eager_because = _why_not(vllm_config)
+        if self.encoder_eager_because is not None:
             logger.warning_once(
-                "%s: the encoder runs eager: %s.", type(self).__name__, reason
+                "%s: the encoder runs eager: %s.",
+                type(self).__name__,
+                self.encoder_eager_because,
             )
             return
         for name in self._tower_model_names:
-            adopt(self.get_submodule(name), self.encoder_regions, vllm_config)
+            adopt(
+                self.get_submodule(name),
+                self.encoder_regions,
+                vllm_config,
+                limit=self._encoder_token_limit(vllm_config),
+                step=self.encoder_tokens_per_embedding,
+            )
+        # vLLM's profile run has encoded the largest items when it first comes here,
+        # and no request has.
+        self._warm_up_hook = self.register_forward_pre_hook(type(self)._before_first)
+
+    def _before_first(self, _: Any) -> None:
+        self._warm_up_hook.remove()
+        self.warm_up_encoder()
+
+    def _encoder_token_limit(self, vllm_config: VllmConfig) -> int | None:
+        """The most packed tokens that vLLM's scheduler lets one encoder call have."""
+        config = vllm_config.model_config.multimodal_config
+        if config is None or getattr(config, "video_pruning_rate", None):
+            return None  # the scheduler counts what is left after pruning
+        budget = MultiModalBudget(
+            vllm_config, MULTIMODAL_REGISTRY, enable_cache=False
+        ).get_encoder_budget()
+        return budget * self.encoder_tokens_per_embedding or None
+
+    def warm_up_encoder(self) -> None:
+        """Compile, or load, every graph that a request can need."""
+        with torch.inference_mode(), override_forward_context(None):
+            for name in self._tower_model_names:
+                tower = self.get_submodule(name)
+                if not any(type(m) in self._compiled_classes for m in tower.modules()):
+                    continue  # not on this rank, or left out by a limit of 0
+                for tokens in tower.encoder_shapes.warmup_sizes():
+                    tower(*self.dummy_encoder_inputs(tokens))
+        logger.info("%s, encoder:\n%s", type(self).__name__, counters.table())
+
+    @property
+    def _compiled_classes(self) -> set[type[nn.Module]]:
+        return set(self.encoder_regions.values())
 
 
 def _why_not(vllm_config: VllmConfig) -> str | None:
+    mode = vllm_config.compilation_config.mode
+    if mode in (CompilationMode.NONE, CompilationMode.STOCK_TORCH_COMPILE):
+        return f"compilation mode {mode} compiles no encoder"
     lora = vllm_config.lora_config
     if lora is not None and getattr(lora, "enable_tower_connector_lora", False):
         return "adapters replace its layers (enable_tower_connector_lora)"

@@ -28,6 +28,7 @@ from vllm_mmc.compilation.decorators import (
     support_torch_compile,
 )
 from vllm_mmc.compilation.regions import stock_compile_off
+from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.models.interfaces import SupportsCompiledEncoder
 
 # === Vision Encoder === #
@@ -114,8 +115,9 @@ class CompiledQwen2_5_VisionTransformer(Qwen2_5_VisionTransformer):
             super().__init__(
                 vision_config, norm_eps, quant_config=quant_config, prefix=prefix
             )
-        adopt(self, ENCODER_REGIONS, vllm_config)
+        adopt(self, ENCODER_REGIONS, vllm_config, step=self.spatial_merge_unit)
 
+    @encoder_forward
     def forward(
         self,
         x: torch.Tensor,
@@ -168,6 +170,18 @@ class CompiledQwen2_5_VLForConditionalGeneration(
     SupportsCompiledEncoder, Qwen2_5_VLForConditionalGeneration
 ):
     encoder_regions = ENCODER_REGIONS
+
+    @property
+    def encoder_tokens_per_embedding(self) -> int:
+        merge_size: int = self.config.vision_config.spatial_merge_size
+        return merge_size**2
+
+    def dummy_encoder_inputs(self, tokens: int) -> tuple[torch.Tensor, list[list[int]]]:
+        # A strip: as high as one merged patch.
+        config = self.config.vision_config
+        patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        height = config.spatial_merge_size
+        return torch.zeros(tokens, patch), [[1, height, tokens // height]]
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
