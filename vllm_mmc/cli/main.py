@@ -19,9 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("list", help="print the catalogue of models")
     command.set_defaults(run=run_list)
 
-    from vllm_mmc.cli import demo
+    from vllm_mmc.cli import cache, demo, doctor, profile
 
-    demo.add_parser(commands)
+    for module in (demo, doctor, profile, cache):
+        module.add_parser(commands)
     args = parser.parse_args(argv)
     status: int = args.run(args)
     return status

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""What `vllm-mmc doctor` says of what an engine has shown."""
+
+from vllm_mmc.cli.doctor import diagnosis
+from vllm_mmc.cli.engine import EncoderReport
+
+MODEL = "vllm_mmc.models.qwen2_5_vl:CompiledQwen2_5_VLForConditionalGeneration"
+COUNTERS: dict[str, int | float] = {"graphs": 1, "load_seconds": 0.128}
+
+
+def text(because: str | None, *structures: tuple[str, str | None]) -> str:
+    report = EncoderReport(MODEL, because, list(structures), COUNTERS)
+    return "\n".join(diagnosis(report))
+
+
+def test_compiled() -> None:
+    told = text(None, ("CompiledA", None), ("CompiledB", None))
+    assert "The encoder is compiled:\n  CompiledA: compiled\n" in told
+    assert "load seconds  0.13" in told
+
+
+def test_in_part() -> None:
+    told = text(None, ("CompiledA", None), ("CompiledB", "it cannot be compiled. X"))
+    assert "The encoder is compiled in part:" in told
+    assert "CompiledB: eager: it cannot be compiled. X" in told
+
+
+def test_off() -> None:
+    told = text("compile_mm_encoder is off")
+    assert "not compiled: compile_mm_encoder is off." in told
+    assert "--compilation-config '{\"compile_mm_encoder\": true}'" in told
+
+
+def test_for_another_reason_nothing_is_to_be_switched() -> None:
+    assert "--compilation-config" not in text("its weights are offloaded")
+
+
+def test_not_yet() -> None:
+    assert "before the first request" in text(None)

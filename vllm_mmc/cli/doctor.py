@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""`vllm-mmc doctor`: is the encoder of this model compiled, and if not, why?"""
+
+import argparse
+from typing import Any
+
+from vllm_mmc.cli.engine import EncoderReport, add_engine_arguments
+
+SWITCH_ON = "--compilation-config '{\"compile_mm_encoder\": true}'"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `doctor` to the commands of `vllm-mmc`."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="start an engine and say whether its encoder is compiled",
+        description=(
+            "Start an engine with the arguments of your `vllm serve`, and say whether "
+            "its encoder is compiled. Exit status 0 if all of it is, else 1."
+        ),
+    )
+    add_engine_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from vllm_mmc.cli import engine
+
+    found = engine.start(args.model, args.engine_args, compiled=False).reports
+    for rank, report in enumerate(found):
+        if len(found) > 1:
+            print(f"\nrank {rank}")
+        print("\n".join(diagnosis(report)))
+    return int(any(not _healthy(report) for report in found))
+
+
+def _healthy(report: EncoderReport) -> bool:
+    eager = [name for name, why in report.structures if why is not None]
+    return report.eager_because is None and bool(report.structures) and not eager
+
+
+def diagnosis(report: EncoderReport) -> list[str]:
+    """Lines for the user."""
+    if report.eager_because is not None:
+        lines = [f"The encoder is not compiled: {report.eager_because}."]
+        if "compile_mm_encoder" in report.eager_because:
+            lines.append(f"Switch it on with {SWITCH_ON}.")
+        return [report.model, *lines]
+    if not report.structures:
+        return [
+            report.model,
+            "Nothing is compiled before the first request: no profile run was done.",
+        ]
+    eager = {name: why for name, why in report.structures if why is not None}
+    state = "is compiled" if not eager else "is compiled in part"
+    rows = [
+        f"  {name}: {'compiled' if why is None else f'eager: {why}'}"
+        for name, why in report.structures
+    ]
+    width = max(map(len, report.counters))
+    numbers = [
+        f"  {name.replace('_', ' '):{width}}  {round(value, 2)}"
+        for name, value in report.counters.items()
+    ]
+    return [report.model, f"The encoder {state}:", *rows, *numbers]

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Start an engine as `vllm serve` would, to see what becomes of its encoder."""
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EncoderReport:
+    """What one worker says of its encoder.
+
+    Attributes:
+        model: "module:Class" of the loaded model.
+        eager_because: Why the encoder is not compiled; None if it is.
+        structures: Region and, if it runs eager after all, why.
+        counters: See `vllm_mmc.compilation.counters`.
+    """
+
+    model: str
+    eager_because: str | None
+    structures: list[tuple[str, str | None]]
+    counters: dict[str, int | float]
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="as for `vllm serve`")
+    parser.add_argument(
+        "engine_args",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="engine arguments, as for `vllm serve`",
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What starting an engine has shown.
+
+    Attributes:
+        reports: One of each worker.
+        missed: With `explain`: entry of the cache -> why it is none; None if it is.
+    """
+
+    reports: list[EncoderReport]
+    missed: dict[str, list[str] | None]
+
+
+def start(
+    model: str, arguments: Sequence[str], *, compiled: bool, explain: bool = False
+) -> Outcome:
+    """Start an engine, let it do its profile run (compile or load), and end it.
+
+    As under `vllm serve`, it runs in a process that is started when the configuration
+    is known: vLLM sets variables of the environment for it, which decide how Inductor
+    compiles and are part of every key.
+
+    Args:
+        arguments: Those of `vllm serve` that concern the engine.
+        compiled: Turn `compile_mm_encoder` on, whatever the arguments say.
+        explain: Compile no encoder, but tell what the cache has of it.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # not part of any key
+    _engine_args(model, arguments, compiled).create_engine_config()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_started, model, arguments, compiled, explain).result()
+
+
+def _engine_args(model: str, arguments: Sequence[str], compiled: bool) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="vllm-mmc"))
+    engine_args = EngineArgs.from_cli_args(
+        parser.parse_args(["--model", model, *arguments])
+    )
+    if compiled:
+        engine_args.compilation_config.compile_mm_encoder = True
+    return engine_args
+
+
+def _started(
+    model: str, arguments: Sequence[str], compiled: bool, explain: bool
+) -> Outcome:
+    from vllm import LLM
+
+    from vllm_mmc.compilation import cache
+
+    missed: dict[str, list[str] | None] = {}
+    if explain:
+        cache.explain = lambda entry, scope: missed.update(
+            {entry.directory.name: cache.why_missed(entry, scope)}
+        )
+    llm = LLM.from_engine_args(_engine_args(model, arguments, compiled))
+    return Outcome(llm.apply_model(_report), missed)
+
+
+def _report(model: Any) -> EncoderReport:
+    from vllm_mmc.compilation.counters import counters
+    from vllm_mmc.compilation.regions import structures
+
+    name = f"{type(model).__module__}:{type(model).__name__}"
+    because = getattr(model, "encoder_eager_because", "")
+    if because == "":
+        because = "this architecture is vLLM's own here: see `vllm-mmc list`"
+    return EncoderReport(
+        name, because, [(s.spec.name, s.eager) for s in structures()], asdict(counters)
+    )
