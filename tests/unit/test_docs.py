@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Pages made from the code say what the code says; links lead somewhere."""
+"""Pages say what the code says; links, and the tests they name, are there."""
 
 import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+
+from vllm_mmc.compilation.errors import FIXES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
@@ -27,3 +29,17 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_tests_of_the_decorator_page_exist() -> None:
+    page = (ROOT / "docs/decorator.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert named and len(named) == page.count("::")
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+
+
+def test_every_known_fix_is_on_its_page() -> None:
+    page = " ".join((ROOT / "docs/seeing.md").read_text().split())
+    for fix in FIXES.values():
+        assert f"| {fix} |" in page
