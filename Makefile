@@ -11,7 +11,7 @@ TORCH  := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 stop = { echo 'setup: $(1)' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint docs bench clean
+.PHONY: help setup demo test test-e2e test-rest test-slow lint docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -21,8 +21,14 @@ setup: $(READY) ## prepare .venv: vLLM for CPU, this package, the tools
 demo: $(READY) ## stock against compiled, on this machine
 	$(BIN)/vllm-mmc demo
 
-test: $(READY) ## the tests
-	$(BIN)/pytest
+test: $(READY) ## the tests: engines and servers beside all others
+	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-e2e test-rest
+
+test-e2e: $(READY)
+	$(BIN)/pytest tests/e2e
+
+test-rest: $(READY)
+	$(BIN)/pytest --ignore=tests/e2e
 
 test-slow: $(READY) ## the heavy cases that `make test` leaves out
 	$(BIN)/pytest -m slow
