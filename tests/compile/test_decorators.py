@@ -468,6 +468,16 @@ def test_what_cannot_be_compiled_runs_eager(
         assert re.search(rf"{re.escape(__file__)}:\d+", logged[0]), logged[0]
 
 
+def test_a_bad_call_leaves_the_good_ones_compiled(vllm_config: VllmConfig) -> None:
+    region = CompiledRegion(scale=77.0)
+    with counters.expect(graphs=2, fallbacks=1):
+        check(region, torch.randn(4, HIDDEN))
+        with pytest.raises(RuntimeError):  # eager's own error
+            region(torch.randn(4, HIDDEN + 1))
+        check(region, torch.randn(5, HIDDEN))
+        check(region, torch.randn(5, HIDDEN), torch.randn(3))
+
+
 def test_on_error_raise() -> None:
     with set_current_vllm_config(config(additional_config=RAISE)):
         region = CompiledBroken(scale=79.0)

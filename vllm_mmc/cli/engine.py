@@ -110,5 +110,8 @@ def _report(model: Any) -> EncoderReport:
     if because == "":
         because = "this architecture is vLLM's own here: see `vllm-mmc list`"
     return EncoderReport(
-        name, because, [(s.spec.name, s.eager) for s in structures()], asdict(counters)
+        name,
+        because,
+        [(s.spec.name, s.eager or s.failure) for s in structures()],
+        asdict(counters),
     )

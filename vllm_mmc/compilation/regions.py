@@ -124,6 +124,8 @@ class CompiledStructure:
         self.shareable = True
         self.eager: str | None = None
         """Why all of it runs eager, if it does."""
+        self.failure: str | None = None
+        """Why a graph of it could not be compiled, if one could not."""
         self._compiled: dict[tuple[Any, ...], CompiledFn] = {}
         self._compared: set[int] = set()
         self._scope: dict[str, Any] = {}
@@ -244,9 +246,10 @@ class CompiledStructure:
     def _fall_back(self, leader: nn.Module, error: Exception) -> CompiledFn:
         if leader._mmc_settings.on_error == "raise":
             raise error
+        # For this signature only: another one may have nothing wrong with it.
         counters.fallbacks += 1
-        self.eager = f"it cannot be compiled. {errors.explain(error)}"
-        logger.warning("%s runs eager: %s", self.spec.name, self.eager)
+        self.failure = f"it cannot be compiled. {errors.explain(error)}"
+        logger.warning("%s runs eager: %s", self.spec.name, self.failure)
         return _eager
 
     def _compile_timed(
