@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Qwen2.5-VL's compiled encoder equals stock eager and Hugging Face's tower."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,42 @@ def test_item_alone_equals_item_in_a_batch(qwen2_5_vl: Path) -> None:
     for index, (part, expected) in enumerate(zip(parts, alone, strict=True)):
         # Products of another height add up in another order.
         assert_close(f"item {index}", part, expected, ratio=1e-5)
+
+
+def test_no_request_compiles(qwen2_5_vl: Path) -> None:
+    """After the warm-up, which a model does before its first forward."""
+    rng = random.Random(0)
+    settings = {"compile_ranges": [[4, 64]], "compile_sizes": [256]}
+    with tower_context(
+        qwen2_5_vl,
+        compile_mm_encoder=True,
+        additional_config={"vllm_mmc": settings},
+    ) as vllm_config:
+        model = load_model(vllm_config)
+        assert model.visual.encoder_shapes.limit == 2048 * 4
+        with counters.expect(structures=3, followers=3, recompiles=0, fallbacks=0):
+            model.warm_up_encoder()
+        with torch.inference_mode(), counters.expect(graphs=0, artifact_loads=0):
+            for _ in range(200):
+                grids = [
+                    [1, 2 * rng.randint(1, 6), 2 * rng.randint(1, 6)]
+                    for _ in range(rng.randint(1, 3))
+                ]
+                model.visual(patches(grids, torch.float32), grids)
+            model.visual(patches([[1, 16, 16]], torch.float32), [[1, 16, 16]])
+
+
+def test_sizes_that_never_come_are_refused(qwen2_5_vl: Path) -> None:
+    settings = {"compile_sizes": [8196]}
+    with (
+        tower_context(
+            qwen2_5_vl,
+            compile_mm_encoder=True,
+            additional_config={"vllm_mmc": settings},
+        ) as vllm_config,
+        pytest.raises(ValueError, match="multiples of 4 packed tokens up to 8192"),
+    ):
+        load_model(vllm_config)
 
 
 def test_encoder_cuda_graph_protocol(qwen2_5_vl: Path) -> None:

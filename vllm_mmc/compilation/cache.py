@@ -53,6 +53,7 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 import vllm_mmc
+from vllm_mmc.compat import inductor_headers
 from vllm_mmc.compilation import outside
 from vllm_mmc.compilation.structure import Structure, differences
 
@@ -289,7 +290,7 @@ def load(entry: Entry, place: Path, f_globals: dict[str, Any]) -> CompiledFn | N
             logger.info("%s was compiled with another %s", directory, switched)
             loaded = None
         else:
-            with open(place / ARTIFACT, "rb") as file:
+            with open(place / ARTIFACT, "rb") as file, inductor_headers.unprepared():
                 loaded = torch.compiler.load_compiled_function(
                     file, f_globals=f_globals
                 )
