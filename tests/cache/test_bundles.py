@@ -52,6 +52,7 @@ def make_entry(region: str = "CompiledBlock", **factors: str) -> Path:
         (cache.FACTORS, factors),
         (cache.DETAILS, {}),
         (cache.SOURCES, sources),
+        (cache.OUTSIDE, {}),
     ):
         (place / name).write_text(json.dumps(content))
     seal(place)

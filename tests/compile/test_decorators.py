@@ -29,6 +29,7 @@ from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
+from vllm_mmc.testing.engine import vllm_compile_on_cpu
 
 HIDDEN = 8
 
@@ -98,10 +99,17 @@ def warnings_of(module: Any) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def vllm_config() -> Iterator[VllmConfig]:
+def vllm_config(request: pytest.FixtureRequest) -> Iterator[VllmConfig]:
+    """Of compile mode 2; the parameter 3 asks for the mode that CUDA has."""
     made = config()
-    with set_current_vllm_config(made):
+    with contextlib.ExitStack() as stack:
+        if getattr(request, "param", 2) == 3:
+            stack.enter_context(vllm_compile_on_cpu(made))
+        stack.enter_context(set_current_vllm_config(made))
         yield made
+
+
+both_modes = pytest.mark.parametrize("vllm_config", [2, 3], indirect=True)
 
 
 def eager(region: nn.Module, *args: Any) -> torch.Tensor:
@@ -116,6 +124,7 @@ def check(region: nn.Module, *args: Any) -> None:
 # ---------------------------------------------------------------- sharing
 
 
+@both_modes
 def test_followers_reuse_the_graph_with_their_own_weights(
     vllm_config: VllmConfig,
 ) -> None:
@@ -129,6 +138,7 @@ def test_followers_reuse_the_graph_with_their_own_weights(
                 check(region, torch.randn(size, HIDDEN))
 
 
+@both_modes
 def test_twins_that_differ_in_an_attribute_never_share(
     vllm_config: VllmConfig,
 ) -> None:
@@ -393,6 +403,7 @@ def test_shape_invariants_are_compiled_in() -> None:
                     torch.testing.assert_close(pair(x, y), pair.forward(x, y))
 
 
+@both_modes
 def test_a_violated_shape_invariant(vllm_config: VllmConfig) -> None:
     pair = CompiledPair(scale=71.0)
     message = r"CompiledPair.*violate shape_invariants: x \[3, 8\], y \[4, 8\]"
@@ -447,6 +458,7 @@ FAILURES = {
 }
 
 
+@both_modes
 @pytest.mark.parametrize("failure", FAILURES)
 def test_what_cannot_be_compiled_runs_eager(
     failure: str, vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
@@ -468,6 +480,7 @@ def test_what_cannot_be_compiled_runs_eager(
         assert re.search(rf"{re.escape(__file__)}:\d+", logged[0]), logged[0]
 
 
+@both_modes
 def test_a_bad_call_leaves_the_good_ones_compiled(vllm_config: VllmConfig) -> None:
     region = CompiledRegion(scale=77.0)
     with counters.expect(graphs=2, fallbacks=1):

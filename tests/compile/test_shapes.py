@@ -2,8 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Ranges and sizes of the encoder's own, and the warm-up that covers them."""
 
+import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import adopt, support_torch_compile
 from vllm_mmc.compilation.shapes import Bounds, EncoderShapes, encoder_forward
 from vllm_mmc.settings import Settings
+from vllm_mmc.testing.engine import vllm_compile_on_cpu
 
 HIDDEN, STEP, LIMIT = 8, 4, 256
 SETTINGS = Settings(compile_sizes=(64,), compile_ranges=((4, 16), (100, 128)))
@@ -60,23 +62,31 @@ class Encoder(nn.Module):
         return self.merger(x.view(-1, STEP, HIDDEN)[:, 0], lengths)
 
 
-def encoder(scale: float, settings: dict[str, Any], limit: int | None) -> Encoder:
-    """Adopted under `settings`; `plain` computes the same eager."""
-    config = VllmConfig(
-        compilation_config=CompilationConfig(),
-        additional_config={"vllm_mmc": settings | {"on_error": "raise"}},
-    )
-    with set_current_vllm_config(config):
-        made = Encoder(scale)
-        regions = {Region: CompiledRegion, Merger: CompiledMerger}
-        adopt(made, regions, config, limit=limit, step=STEP)
-    return made
+MakeEncoder = Callable[..., Encoder]
 
 
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+@pytest.fixture(params=[2, 3], ids=["mode 2", "mode 3"])
+def encoder(request: pytest.FixtureRequest) -> Iterator[MakeEncoder]:
+    """Makes an encoder that is adopted under settings of ours or of vLLM's."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+
+        def make(
+            scale: float, limit: int | None, compilation: Any = None, **settings: Any
+        ) -> Encoder:
+            config = VllmConfig(
+                compilation_config=CompilationConfig(**(compilation or {})),
+                additional_config={"vllm_mmc": settings | {"on_error": "raise"}},
+            )
+            if request.param == 3:
+                stack.enter_context(vllm_compile_on_cpu(config))
+            with set_current_vllm_config(config):
+                made = Encoder(scale)
+                regions = {Region: CompiledRegion, Merger: CompiledMerger}
+                adopt(made, regions, config, limit=limit, step=STEP)
+            return made
+
+        yield make
 
 
 def check(encoder: Encoder, tokens: int, items: int = 3) -> None:
@@ -142,9 +152,8 @@ def test_what_the_encoder_never_sees_is_refused(
         EncoderShapes(settings, LIMIT, STEP)
 
 
-def test_no_compilation_after_warm_up() -> None:
-    settings = {"compile_sizes": [64], "compile_ranges": [[4, 16], [100, 128]]}
-    made = encoder(2.0, settings, LIMIT)
+def test_no_compilation_after_warm_up(encoder: MakeEncoder) -> None:
+    made = encoder(2.0, LIMIT, compile_sizes=[64], compile_ranges=[[4, 16], [100, 128]])
     # Two structures for two ranges, one size and the rest; and the merger's single row
     # at the smallest size lies otherwise in memory than its rows at all others.
     with counters.expect(graphs=9, recompiles=1, structures=2, followers=1):
@@ -156,28 +165,23 @@ def test_no_compilation_after_warm_up() -> None:
             check(made, tokens, items=random.randint(2, 7))
 
 
-def test_a_size_that_another_dimension_has_by_chance() -> None:
+def test_a_size_that_another_dimension_has_by_chance(encoder: MakeEncoder) -> None:
     """Only what has the packed size because it is packed may become a constant."""
-    made = encoder(3.0, {"compile_sizes": [8]}, LIMIT)
+    made = encoder(3.0, LIMIT, compile_sizes=[8])
     check(made, 8, items=8)
     check(made, 8, items=5)
     check(made, 12, items=8)
 
 
-def test_beyond_the_limit_another_graph_is_right() -> None:
-    made = encoder(5.0, {}, LIMIT)
+def test_beyond_the_limit_another_graph_is_right(encoder: MakeEncoder) -> None:
+    made = encoder(5.0, LIMIT)
     with counters.expect(graphs=4):
         for tokens in (8, LIMIT, LIMIT + 4, 4 * LIMIT):
             check(made, tokens)
 
 
-def test_the_decoders_sizes_do_not_reach_a_region() -> None:
-    config = VllmConfig(
-        compilation_config=CompilationConfig(compile_sizes=[8, 16]),
-        additional_config={"vllm_mmc": {"on_error": "raise"}},
-    )
-    with set_current_vllm_config(config):
-        made = adopt(Encoder(7.0), {Region: CompiledRegion}, config)
-    with counters.expect(graphs=1):
+def test_the_decoders_sizes_do_not_reach_a_region(encoder: MakeEncoder) -> None:
+    made = encoder(7.0, None, {"compile_sizes": [8, 16]})
+    with counters.expect(graphs=2):
         for tokens in (8, 16, 24):
             check(made, tokens)

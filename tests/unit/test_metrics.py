@@ -76,6 +76,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(prometheus_client, "REGISTRY", CollectorRegistry())
     for cached in (metrics._file_of, metrics._warn, metrics._expose):
         cached.cache_clear()
+    # Another test may have made vLLM print what we log; here it is captured.
+    monkeypatch.setattr(logging.getLogger("vllm_mmc"), "parent", logging.root)
     return tmp_path / f"vllm_mmc-{os.getuid()}"
 
 

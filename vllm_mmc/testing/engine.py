@@ -153,7 +153,7 @@ def tower_context(
             for name in ("empty_cache", "synchronize"):
                 stack.enter_context(mock.patch.object(torch.accelerator, name))
             if mode == CompilationMode.VLLM_COMPILE:
-                stack.enter_context(_vllm_compile_on_cpu(vllm_config))
+                stack.enter_context(vllm_compile_on_cpu(vllm_config))
         # As in WorkerBase.__init__, but undone afterwards.
         stack.enter_context(vllm_config.kernel_config.ir_op_priority.set_priority())
         wrap = vllm_config.compilation_config.ir_enable_torch_wrap
@@ -324,7 +324,7 @@ def _command_line(engine_args: Mapping[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _vllm_compile_on_cpu(vllm_config: "VllmConfig") -> Iterator[None]:
+def vllm_compile_on_cpu(vllm_config: "VllmConfig") -> Iterator[None]:
     """Sets mode 3 again after the CPU platform lowered it, and makes it work there."""
     from vllm.config import CompilationMode
     from vllm.platforms import current_platform
