@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from vllm_mmc.cli.engine import EncoderReport, add_engine_arguments
+from vllm_mmc.compilation.counters import table
 
 SWITCH_ON = "--compilation-config '{\"compile_mm_encoder\": true}'"
 
@@ -58,9 +59,5 @@ def diagnosis(report: EncoderReport) -> list[str]:
         f"  {name}: {'compiled' if why is None else f'eager: {why}'}"
         for name, why in report.structures
     ]
-    width = max(map(len, report.counters))
-    numbers = [
-        f"  {name.replace('_', ' '):{width}}  {round(value, 2)}"
-        for name, value in report.counters.items()
-    ]
-    return [report.model, f"The encoder {state}:", *rows, *numbers]
+    numbers = table(report.counters)
+    return [report.model, f"The encoder {state}:", *rows, numbers]

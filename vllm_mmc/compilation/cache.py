@@ -62,8 +62,6 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
-CompiledFn = Callable[..., Any]
-
 explain: Callable[["Entry", dict[str, Any]], None] | None = None
 """Told of each entry that would be looked for and of the globals of its `forward`,
 instead of compiling (`vllm-mmc cache explain`)."""
@@ -216,15 +214,9 @@ def _plain(values: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-@functools.cache
-def _scratch(process: int) -> Path:
-    # The object must live as long as the process: its end is the directory's end.
-    directory = tempfile.TemporaryDirectory(prefix="vllm_mmc-")
-    _scratch_directories.append(directory)
-    return Path(directory.name)
-
-
-_scratch_directories: list[tempfile.TemporaryDirectory[str]] = []
+@functools.cache  # the object must live: its end is the directory's end
+def _scratch(process: int) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="vllm_mmc-")
 
 
 @contextlib.contextmanager
@@ -235,7 +227,7 @@ def workplace(entry: Entry) -> Generator[Path, None, None]:
     are complete: what was checked is what is used, a cache may be read-only, and
     kernels that are written later (by autotuning) have a place.
     """
-    place = _scratch(os.getpid()) / entry.directory.name
+    place = Path(_scratch(os.getpid()).name) / entry.directory.name
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     _check_vector_instructions()
@@ -269,7 +261,9 @@ def _check_vector_instructions() -> None:
             cpu_vec_isa.valid_vec_isa_list()
 
 
-def load(entry: Entry, place: Path, f_globals: dict[str, Any]) -> CompiledFn | None:
+def load(
+    entry: Entry, place: Path, f_globals: dict[str, Any]
+) -> Callable[..., Any] | None:
     """The compiled function, or None if there is none that may be used.
 
     Args:

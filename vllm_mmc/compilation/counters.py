@@ -2,9 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """What compiling the encoders of this process has done so far."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 
 @dataclass
@@ -54,14 +54,15 @@ class Counters:
         if seen != changes:
             raise AssertionError(f"counters changed by {seen}, expected {changes}")
 
-    def table(self) -> str:
-        """All of it, a line each."""
-        width = max(len(f.name) for f in fields(self))
-        return "\n".join(
-            f"  {name.replace('_', ' '):{width}}  "
-            + (f"{value:.2f}" if isinstance(value, float) else str(value))
-            for name, value in asdict(self).items()
-        )
-
 
 counters = Counters()
+
+
+def table(values: Mapping[str, int | float]) -> str:
+    """Counters by name, a line each."""
+    width = max(map(len, values))
+    return "\n".join(
+        f"  {name.replace('_', ' '):{width}}  "
+        + (f"{value:.2f}" if isinstance(value, float) else str(value))
+        for name, value in values.items()
+    )

@@ -127,7 +127,7 @@ class CompiledStructure:
         self.failure: str | None = None
         """Why a graph of it could not be compiled, if one could not."""
         self._compiled: dict[tuple[Any, ...], CompiledFn] = {}
-        self._compared: set[int] = set()
+        self._compared: set[tuple[int, int]] = set()
         self._scope: dict[str, Any] = {}
         self._outside: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -162,7 +162,7 @@ class CompiledStructure:
         kwargs: dict[str, Any],
     ) -> Any:
         """Call `compiled`, and check its first results as `parity_check` says."""
-        key = hash((id(module), id(compiled)))
+        key = id(module), id(compiled)
         if (
             compiled is _eager
             or module._mmc_settings.parity_check == "off"

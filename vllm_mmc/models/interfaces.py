@@ -5,6 +5,7 @@
 from abc import abstractmethod
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from vllm.model_executor.offloader import get_offloader
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
 
-from vllm_mmc.compilation.counters import counters
+from vllm_mmc.compilation.counters import counters, table
 from vllm_mmc.compilation.decorators import adopt, should_torch_compile_mm_encoder
 from vllm_mmc.compilation.regions import stock_compile_off
 
@@ -69,12 +70,13 @@ class SupportsCompiledEncoder(SupportsMultiModal):
                 self.encoder_eager_because,
             )
             return
+        limit = self._encoder_token_limit(vllm_config)
         for name in self._tower_model_names:
             adopt(
                 self.get_submodule(name),
                 self.encoder_regions,
                 vllm_config,
-                limit=self._encoder_token_limit(vllm_config),
+                limit=limit,
                 step=self.encoder_tokens_per_embedding,
             )
         # vLLM's profile run has encoded the largest items when it first comes here,
@@ -97,18 +99,15 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     def warm_up_encoder(self) -> None:
         """Compile, or load, every graph that a request can need."""
+        compiled = set(self.encoder_regions.values())
         with torch.inference_mode(), override_forward_context(None):
             for name in self._tower_model_names:
                 tower = self.get_submodule(name)
-                if not any(type(m) in self._compiled_classes for m in tower.modules()):
+                if compiled.isdisjoint(map(type, tower.modules())):
                     continue  # not on this rank, or left out by a limit of 0
                 for tokens in tower.encoder_shapes.warmup_sizes():
                     tower(*self.dummy_encoder_inputs(tokens))
-        logger.info("%s, encoder:\n%s", type(self).__name__, counters.table())
-
-    @property
-    def _compiled_classes(self) -> set[type[nn.Module]]:
-        return set(self.encoder_regions.values())
+        logger.info("%s, encoder:\n%s", type(self).__name__, table(asdict(counters)))
 
 
 def _why_not(vllm_config: VllmConfig) -> str | None:
