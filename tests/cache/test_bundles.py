@@ -135,7 +135,9 @@ def bundle(tmp_path: Path, move: Callable[[str], None]) -> Path:
 def test_round_trip(
     signed: bool, tmp_path: Path, keys: Keys, move: Callable[[str], None]
 ) -> None:
-    names = tuple(sorted([make_entry("CompiledB").name, make_entry("CompiledA").name]))
+    names = tuple(
+        sorted([make_entry("CompiledB").name, make_entry("tower.CompiledA").name])
+    )
     path, again = tmp_path / "encoder.tar", tmp_path / "again.tar"
     exported = export_bundle(path, signing_key=keys.private if signed else None)
     before = content()

@@ -2,10 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """An artifact is loaded where it fits and nowhere else."""
 
-import contextlib
 import errno
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -22,6 +20,7 @@ from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 from vllm_mmc.compilation import cache, regions
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import support_torch_compile
+from vllm_mmc.testing.logs import warnings_of
 
 HIDDEN = 8
 
@@ -56,17 +55,6 @@ def start_anew(scale: float, cls: type[nn.Module] = CompiledCached) -> nn.Module
 
 def entries(cls: type[nn.Module] = CompiledCached) -> set[Path]:
     return set(cache.root().glob(f"{cls.__name__}-*"))
-
-
-@contextlib.contextmanager
-def warnings() -> Iterator[list[str]]:
-    logged: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: logged.append(record.getMessage())
-    logger = logging.getLogger(cache.__name__)
-    logger.addHandler(handler)
-    yield logged
-    logger.removeHandler(handler)
 
 
 def compile_one(scale: float, cls: type[nn.Module] = CompiledCached) -> Path:
@@ -142,7 +130,7 @@ FILES = (
 
 def check_damaged(cls: type[nn.Module], scale: float, entry: Path) -> None:
     """A fresh compile, one WARNING, a right answer, and a whole entry again."""
-    with counters.expect(graphs=1, artifact_loads=0), warnings() as logged:
+    with counters.expect(graphs=1, artifact_loads=0), warnings_of(cache) as logged:
         start_anew(scale, cls)
     assert [text.partition(":")[0] for text in logged] == ["Compiling again"]
     assert cache.damage(entry) is None
@@ -218,7 +206,7 @@ def test_a_cache_that_cannot_be_written(
     shutil.rmtree(product)
     with monkeypatch.context() as broken:
         broken.setattr(function, fail)
-        with counters.expect(graphs=1), warnings() as logged:
+        with counters.expect(graphs=1), warnings_of(cache) as logged:
             start_anew(1.0, CompiledProduct)
     assert len(logged) == 1 and error.strerror in logged[0]
     assert not list(cache.root().glob(f"*{product.name}*"))
@@ -228,7 +216,7 @@ def test_a_cache_that_cannot_be_written(
 def test_a_read_only_cache_is_read(product: Path) -> None:
     """As in a container image: nothing is written where entries are."""
     before = {path: path.stat().st_mtime_ns for path in product.rglob("*")}
-    with counters.expect(graphs=0, artifact_loads=1), warnings() as logged:
+    with counters.expect(graphs=0, artifact_loads=1), warnings_of(cache) as logged:
         start_anew(1.0, CompiledProduct)
     assert logged == []
     assert {path: path.stat().st_mtime_ns for path in product.rglob("*")} == before
@@ -249,7 +237,7 @@ def test_a_faster_process_keeps_its_entry(
 
     inode = (theirs / cache.ARTIFACT).stat().st_ino
     monkeypatch.setattr(regions.CompiledStructure, "_compile", overtaken)
-    with counters.expect(graphs=1), warnings() as logged:
+    with counters.expect(graphs=1), warnings_of(cache) as logged:
         start_anew(1.0, CompiledProduct)
     assert logged == []
     assert (product / cache.ARTIFACT).stat().st_ino == inode
@@ -271,6 +259,7 @@ import torch
 import torch.nn as nn
 import helper
 from vllm_mmc.compilation.decorators import support_torch_compile
+from vllm_mmc.testing.logs import warnings_of
 
 SWITCH = os.environ.get("SWITCH", "off")
 

@@ -3,7 +3,7 @@
 """`support_torch_compile`: vLLM's meaning and errors, one graph per structure."""
 
 import contextlib
-import logging
+import gc
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +30,7 @@ from vllm_mmc.compilation.decorators import (
     support_torch_compile,
 )
 from vllm_mmc.testing.engine import vllm_compile_on_cpu
+from vllm_mmc.testing.logs import warnings_of
 
 HIDDEN = 8
 
@@ -84,18 +85,6 @@ def config(
         compilation_config=CompilationConfig(**compilation),
         additional_config=additional_config or {},
     )
-
-
-@contextlib.contextmanager
-def warnings_of(module: Any) -> Iterator[list[str]]:
-    """What it logs at WARNING and above."""
-    logged: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: logged.append(record.getMessage())
-    logger = logging.getLogger(module.__name__)
-    logger.addHandler(handler)
-    yield logged
-    logger.removeHandler(handler)
 
 
 @pytest.fixture
@@ -208,6 +197,26 @@ def test_the_first_call_may_have_gradients_on(vllm_config: VllmConfig) -> None:
     region(torch.randn(4, HIDDEN))
     with torch.inference_mode():
         check(region, torch.randn(4, HIDDEN))
+
+
+def test_no_garbage_is_collected_while_tracing(vllm_config: VllmConfig) -> None:
+    """A finalizer of vLLM's aborts the process there (compat/garbage.py)."""
+    tracing = []
+
+    def collected(*_: object) -> None:
+        tracing.append(torch._guards.TracingContext.try_get() is not None)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(collected)
+    gc.set_threshold(1)
+    try:
+        with counters.expect(graphs=1):
+            CompiledRegion(scale=5.5)(torch.randn(4, HIDDEN))
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(collected)
+    assert tracing and not any(tracing)
+    assert gc.isenabled()
 
 
 def test_arguments_are_left_as_they_were(vllm_config: VllmConfig) -> None:

@@ -32,7 +32,7 @@ from vllm_mmc.compilation import cache
 FORMAT = "vllm_mmc bundle 1"
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-ENTRY = re.compile(r"\w+-[0-9a-f]{16}")
+ENTRY = re.compile(r"\w[\w.]*-[0-9a-f]{16}")
 # Bytes. A manifest of ours has about 150 per file, and some dozens of files per entry.
 LARGEST_MANIFEST = 16 << 20
 LEFT_OVER_HOURS = 24

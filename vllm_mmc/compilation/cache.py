@@ -32,6 +32,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -128,7 +129,8 @@ def entry_for(
         "structure": {"description": repr(structure.description)}
     }
     enabled = structure.portable and not envs.VLLM_DISABLE_COMPILE_CACHE
-    return Entry(spec.name, factors, details, enabled)
+    # A tag (`set_model_tag`) may be any text; this is the name of a directory.
+    return Entry(re.sub(r"[^\w.]|^\.", "_", spec.name), factors, details, enabled)
 
 
 def machine_factors() -> dict[str, str]:

@@ -36,7 +36,7 @@ from vllm.logger import init_logger
 from vllm.sequence import IntermediateTensors
 
 from vllm_mmc import metrics
-from vllm_mmc.compat import inductor_threads
+from vllm_mmc.compat import garbage, inductor_threads
 from vllm_mmc.compilation import cache, errors, outside, parity, shapes
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.structure import IDENTITY_ATTRS, Structure, structure_of
@@ -260,7 +260,7 @@ class CompiledStructure:
         vllm_config: VllmConfig,
     ) -> CompiledFn:
         start, backend = time.perf_counter(), _seconds_of_backend()
-        with inductor_threads.more():
+        with inductor_threads.more(), garbage.kept():
             compiled = self._compile(leader, args, kwargs, vllm_config)
         seconds = time.perf_counter() - start
         backend = _seconds_of_backend() - backend
