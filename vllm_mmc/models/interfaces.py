@@ -18,6 +18,7 @@ from vllm.model_executor.offloader import get_offloader
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
 
+from vllm_mmc.attention.mm_encoder_attention import use_our_attention
 from vllm_mmc.compilation.counters import counters, table
 from vllm_mmc.compilation.decorators import adopt, should_torch_compile_mm_encoder
 from vllm_mmc.compilation.regions import stock_compile_off
@@ -79,6 +80,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
                 limit=limit,
                 step=self.encoder_tokens_per_embedding,
             )
+            use_our_attention(self.get_submodule(name))
         # vLLM's profile run has encoded the largest items when it first comes here,
         # and no request has.
         self._warm_up_hook = self.register_forward_pre_hook(type(self)._before_first)

@@ -22,6 +22,7 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.model_executor.models.utils import cast_overflow_tensors
 
+from vllm_mmc.attention.mm_encoder_attention import use_our_attention
 from vllm_mmc.compilation.decorators import (
     adopt,
     should_torch_compile_mm_encoder,
@@ -116,6 +117,7 @@ class CompiledQwen2_5_VisionTransformer(Qwen2_5_VisionTransformer):
                 vision_config, norm_eps, quant_config=quant_config, prefix=prefix
             )
         adopt(self, ENCODER_REGIONS, vllm_config, step=self.spatial_merge_unit)
+        use_our_attention(self)
 
     @encoder_forward
     def forward(

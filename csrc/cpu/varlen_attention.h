@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+//
+// Bidirectional attention over items that lie end to end, for CPUs.
+//
+// Nothing here knows of torch or Python: the library is loaded with ctypes
+// (vllm_mmc/attention/cpu_kernel.py, which mirrors the structs) and is handed torch's own
+// parallel_for, so it needs no torch to be built and shares torch's threads.
+
+#pragma once
+
+#include <cstdint>
+
+namespace vllm_mmc {
+
+enum class Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// A [tokens, heads, head_size] tensor whose last dimension is dense; strides in elements.
+struct Rows {
+  void* data;
+  int64_t token_stride;
+  int64_t head_stride;
+};
+
+struct Attention {
+  Rows q, k, v, out;
+  const int32_t* cu_seqlens;  // [items + 1], ascending; or null: items of equal length
+  int64_t items;
+  int64_t tokens;  // in all; those of no item get zeros
+  int64_t heads;
+  int64_t kv_heads;  // divides heads
+  int64_t head_size;
+  float scale;
+  Dtype dtype;
+};
+
+// The share of one of `threads` workers. Compiled once for each instruction set.
+using Worker = void (*)(const Attention&, int64_t thread, int64_t threads);
+
+namespace portable {
+void work(const Attention&, int64_t thread, int64_t threads);
+}
+namespace avx2 {
+void work(const Attention&, int64_t thread, int64_t threads);
+}
+namespace avx512 {
+void work(const Attention&, int64_t thread, int64_t threads);
+}
+
+}  // namespace vllm_mmc

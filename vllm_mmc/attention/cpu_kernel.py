@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""The library of csrc/cpu: is it there, what can this processor run of it, a call.
+
+It is built with the package if there is a compiler (pyproject.toml), knows nothing of
+torch, and runs on torch's threads: it is handed `torch_parallel_for`.
+"""
+
+import ctypes
+import functools
+import itertools
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Of csrc/cpu/varlen_attention.h, as are the structs."""
+
+SMALL = 1 << 18
+"""Multiplications below which one thread is as fast as several."""
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("token_stride", ctypes.c_int64),
+        ("head_stride", ctypes.c_int64),
+    )
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, _Rows) for name in ("q", "k", "v", "out")),
+        ("cu_seqlens", ctypes.c_void_p),
+        ("items", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("kv_heads", ctypes.c_int64),
+        ("head_size", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("dtype", ctypes.c_int32),
+    )
+
+
+class _Library:
+    def __init__(self, path: str) -> None:
+        library = ctypes.CDLL(path)
+        torch_cpu = ctypes.CDLL(
+            str(Path(torch.__file__).parent / "lib/libtorch_cpu.so")
+        )
+        self.parallel_for = ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p)
+        self.run = library.vllm_mmc_varlen_attention
+        self.run.argtypes = (
+            ctypes.POINTER(_Attention),
+            ctypes.c_int32,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+        )
+        library.vllm_mmc_level.restype = ctypes.c_char_p
+        names = map(library.vllm_mmc_level, itertools.count())
+        found = itertools.takewhile(lambda name: name is not None, names)
+        self.levels = tuple(name.decode() for name in found)
+
+
+@functools.cache
+def _library() -> _Library | None:
+    spec = find_spec("vllm_mmc._cpu")
+    try:
+        return _Library(spec.origin) if spec and spec.origin else None
+    except (
+        OSError,
+        AttributeError,
+    ):  # another platform's, or a torch without the symbol
+        return None
+
+
+def levels() -> tuple[str, ...]:
+    """Instruction sets that this processor can run it with, best first; or ()."""
+    library = _library()
+    return library.levels if library else ()
+
+
+def varlen_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    cu_seqlens: torch.Tensor | None,
+    items: int = 1,
+    level: str | None = None,
+) -> torch.Tensor:
+    """softmax(q @ k.T * scale) @ v for each item and head.
+
+    Args:
+        q: [tokens, heads, head_size] of fp32, bf16 or fp16. Only the last dimension of
+            the three needs to be dense.
+        k: [tokens, kv_heads, head_size]; kv_heads divides heads.
+        v: as k.
+        scale: factor of the scores.
+        cu_seqlens: [items + 1] int32, where items begin and end. Tokens of none get 0.
+        items: without cu_seqlens, the number of items of equal length.
+        level: one of `levels()`; default the first.
+
+    Returns:
+        [tokens, heads, head_size], contiguous, of q's dtype.
+    """
+    library = _library()
+    if library is None:
+        raise RuntimeError("vllm_mmc was installed without its CPU kernel")
+    tokens, heads, head_size = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype)
+    if cu_seqlens is not None:
+        items = cu_seqlens.numel() - 1
+        cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
+    call = _Attention(
+        *(_Rows(x.data_ptr(), x.stride(0), x.stride(1)) for x in (q, k, v, out)),
+        cu_seqlens.data_ptr() if cu_seqlens is not None else None,
+        items,
+        tokens,
+        heads,
+        k.shape[1],
+        head_size,
+        scale,
+        DTYPES[q.dtype],
+    )
+    work = tokens * tokens // max(items, 1) * heads * head_size
+    failed = library.run(
+        ctypes.byref(call),
+        library.levels.index(level) if level else 0,
+        torch.get_num_threads() if work > SMALL else 1,
+        library.parallel_for,
+    )
+    if failed == 1:
+        raise ValueError(
+            f"cu_seqlens must ascend within [0, {tokens}], the number of tokens; found "
+            f"{cu_seqlens.tolist() if cu_seqlens is not None else None}"
+        )
+    if failed:
+        raise MemoryError("no memory for keys and values in fp32")
+    return out

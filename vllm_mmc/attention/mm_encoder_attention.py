@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""vLLM's `MMEncoderAttention` on our ops: the same constructor, forward and host side.
+
+The backend is the one that vLLM chooses (`--mm-encoder-attn-backend` included). On CPU,
+where vLLM has one and nobody has asked for it by name, it is our kernel.
+"""
+
+import torch
+import torch.nn as nn
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import mm_encoder_attention as stock
+from vllm.model_executor.models.vision import get_multimodal_config
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from vllm_mmc.attention import cpu_kernel
+from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
+
+logger = init_logger(__name__)
+
+
+class MMEncoderAttention(stock.MMEncoderAttention):
+    """Attention of an encoder: no cache, no mask, items laid end to end.
+
+    Attributes:
+        cpu_op: `torch.ops.vllm_mmc` name of what runs on CPU.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float | None = None,
+        num_kv_heads: int | None = None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__(num_heads, head_size, scale, num_kv_heads, prefix)
+        self._choose()
+
+    def _choose(self) -> None:
+        self.cpu_op = "batched_sdpa"
+        if not current_platform.is_cpu():
+            return
+        config = get_multimodal_config()
+        if config is not None and config.mm_encoder_attn_backend is not None:
+            return
+        if cpu_kernel.levels():
+            self.cpu_op = "varlen_attention"
+            logger.info_once(
+                "MMEncoderAttention: the CPU kernel of vllm_mmc runs, with %s.",
+                cpu_kernel.levels()[0],
+            )
+        else:
+            logger.warning_once(
+                "MMEncoderAttention: vllm_mmc was installed without its CPU kernel; "
+                "PyTorch's attention runs instead. Install a C++ compiler (g++), then "
+                "vllm_mmc again."
+            )
+
+    def forward_cpu(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | torch.Tensor | None = None,
+        sequence_lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As vLLM's, see there.
+
+        Args:
+            query: [batch, seq, heads * head_size] or [batch, seq, heads, head_size];
+                any strides of which the last is 1.
+            key: the same with kv_heads.
+            value: as key.
+            cu_seqlens: [items + 1] int32, or None: each row of the batch is an item.
+            max_seqlen: the longest item; an int or a tensor on the host. Not used here.
+            sequence_lengths: not used here.
+
+        Returns:
+            query's shape, contiguous.
+        """
+        q, k, v = self._in_4d(query, key, value)
+        op = getattr(torch.ops.vllm_mmc, self.cpu_op)
+        return op(q, k, v, self.scale, cu_seqlens).view(query.shape)
+
+    def _forward_fa(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        q, k, v = self._in_4d(query, key, value)
+        return torch.ops.vllm_mmc.flash_attn_maxseqlen_wrapper(
+            q,
+            k,
+            v,
+            query.shape[0],
+            self.attn_backend == AttentionBackendEnum.ROCM_AITER_FA,
+            self._fa_version,
+            self.scale,
+            cu_seqlens,
+            max_seqlen_tensor(max_seqlen),
+        ).view(query.shape)
+
+    def _forward_triton(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        q, k, v = self._in_4d(query, key, value)
+        return torch.ops.vllm_mmc.triton_attn_wrapper(
+            q,
+            k,
+            v,
+            query.shape[0],
+            self.scale,
+            cu_seqlens,
+            max_seqlen_tensor(max_seqlen),
+        ).view(query.shape)
+
+    def _in_4d(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        batch, seq = query.shape[:2]
+        return self.view_qkv_to_4d(query, key, value, batch, seq, key.shape[1])
+
+
+def use_our_attention(root: nn.Module) -> None:
+    """Make each of vLLM's attention layers below `root` one of ours, in place.
+
+    Nothing else of this process changes: no class is overridden. Subclasses stay as
+    they are. Call it where vLLM builds the model: the configuration decides.
+    """
+    for module in root.modules():
+        if type(module) is stock.MMEncoderAttention:
+            module.__class__ = MMEncoderAttention
+            module._choose()
+            # Bound when it was built, see CustomOp.__init__.
+            module._forward_method = module.dispatch_forward(compile_native=False)

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Encoder attention as ops that a graph can hold, each with an honest fake.
+
+All compute `attention.reference.attention_reference`. In all of them:
+
+    q: [batch, seq, heads, head_size]; views of one qkv buffer are read where they lie.
+    k, v: [batch, seq, kv_heads, head_size]; kv_heads divides heads.
+    scale: factor of the scores, default head_size ** -0.5.
+    cu_seqlens: [items + 1] int32: where items begin and end in the tokens of the batch
+        laid end to end. None: each row of the batch is an item.
+    Returns: [batch, seq, heads, head_size], contiguous, of q's dtype.
+
+`flash_attn_maxseqlen_wrapper` and `triton_attn_wrapper` are called as vLLM's are, see
+vllm/v1/attention/ops/vit_attn_wrappers.py; unlike those they never wait for the device.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from vllm.platforms import current_platform
+from vllm.utils.torch_utils import direct_register_custom_op
+
+from vllm_mmc.attention import cpu_kernel
+
+_library = torch.library.Library("vllm_mmc", "FRAGMENT")
+
+
+def _register(op: Callable[..., torch.Tensor], *, cpu_only: bool = False) -> None:
+    """Make it torch.ops.vllm_mmc.<its name>.
+
+    The fake has the signature of the op because it is made of it: argument order and
+    defaults cannot differ.
+    """
+
+    def fake(q: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+    direct_register_custom_op(
+        op.__name__,
+        op,
+        fake_impl=fake,
+        target_lib=_library,
+        dispatch_key="CPU" if cpu_only else current_platform.dispatch_key,
+    )
+
+
+def _check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor | None,
+) -> None:
+    heads, kv_heads = q.shape[2], k.shape[2]
+    if k.shape != v.shape or k.shape[:2] + k.shape[3:] != q.shape[:2] + q.shape[3:]:
+        raise ValueError(
+            "q, k and v must be [batch, seq, heads, head_size] and differ in heads "
+            f"only; found {[*q.shape]}, {[*k.shape]} and {[*v.shape]}"
+        )
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"heads of k ({kv_heads}) must divide heads of q ({heads})")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(
+            f"q, k and v must have one dtype; found {q.dtype}, {k.dtype}, {v.dtype}"
+        )
+    if cu_seqlens is not None and (cu_seqlens.dim() != 1 or cu_seqlens.numel() == 0):
+        raise ValueError(
+            f"cu_seqlens must be [items + 1], 1 or more; found {[*cu_seqlens.shape]}"
+        )
+
+
+# ---------------------------------------------------------------- CPU
+
+
+def varlen_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """csrc/cpu/varlen_attention.cpp: fp32, bf16 and fp16, computed in fp32."""
+    _check(q, k, v, cu_seqlens)
+    if q.dtype not in cpu_kernel.DTYPES:
+        raise ValueError(f"q must be fp32, bf16 or fp16; found {q.dtype}")
+    if q.numel() == 0:
+        return torch.empty_like(q, memory_format=torch.contiguous_format)
+    batch, seq, _, head_size = q.shape
+    scale = head_size**-0.5 if scale is None else scale
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    out = cpu_kernel.varlen_attention(q, k, v, scale, cu_seqlens, items=batch)
+    return out.unflatten(0, (batch, seq))
+
+
+def batched_sdpa(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """PyTorch's scaled_dot_product_attention, one call for all items of one length."""
+    _check(q, k, v, cu_seqlens)
+    if cu_seqlens is None:
+        return _sdpa(q, k, v, scale).contiguous()
+    starts = cu_seqlens[:-1].long()
+    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
+    out = q.new_zeros(q.shape)
+    flat = out.flatten(0, 1)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    for length in lengths.unique().tolist():
+        if length == 0:
+            continue
+        tokens = starts[lengths == length, None] + torch.arange(length)
+        flat[tokens] = _sdpa(q[tokens], k[tokens], v[tokens], scale)
+    return out
+
+
+def _sdpa(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    gqa = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=gqa)
+    return out.transpose(1, 2)
+
+
+_register(varlen_attention, cpu_only=True)
+_register(batched_sdpa, cpu_only=True)
+
+
+# ---------------------------------------------------------------- GPU
+
+
+def flash_attn_maxseqlen_wrapper(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    batch_size: int,
+    is_rocm_aiter: bool,
+    fa_version: int | None,
+    scale: float | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    max_seqlen: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """flash-attn: AITER's, vLLM's, or where vLLM has none the package `flash_attn`.
+
+    Args:
+        batch_size: q's first dimension.
+        is_rocm_aiter: take AITER's.
+        fa_version: of vLLM's, None for its default. The package has one.
+        max_seqlen: the longest item, a tensor on the host.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a max_seqlen on a device.
+    """
+    _check(q, k, v, cu_seqlens)
+    longest = _on_host(max_seqlen, q, cu_seqlens)
+    kwargs: dict[str, Any] = {}
+    if is_rocm_aiter:
+        from aiter import flash_attn_varlen_func
+
+        kwargs["window_size"] = (-1, -1)
+    else:
+        flash_attn_varlen_func, kwargs = _flash_attn(fa_version)
+    if current_platform.is_cuda() and torch.cuda.is_current_stream_capturing():
+        # In a replay, tokens of no item must not hold what was there before.
+        kwargs["out"] = torch.zeros(
+            q.flatten(0, 1).shape, dtype=q.dtype, device=q.device
+        )
+    cu_seqlens = _cu_seqlens(q, cu_seqlens)
+    out = flash_attn_varlen_func(
+        *(x.flatten(0, 1) for x in (q, k, v)),
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        dropout_p=0.0,
+        softmax_scale=scale,
+        causal=False,
+        **kwargs,
+    )
+    return out.contiguous().view(q.shape)
+
+
+def triton_attn_wrapper(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    batch_size: int,
+    scale: float | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    max_seqlen: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """vLLM's Triton kernel for prefill, without a cache; arguments as above."""
+    from vllm.v1.attention.ops.triton_prefill_attention import context_attention_fwd
+
+    _check(q, k, v, cu_seqlens)
+    longest = _on_host(max_seqlen, q, cu_seqlens)
+    cu_seqlens = _cu_seqlens(q, cu_seqlens)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    context_attention_fwd(
+        *(x.flatten(0, 1) for x in (q, k, v, out)),
+        b_start_loc=cu_seqlens[:-1],
+        b_seq_len=cu_seqlens[1:] - cu_seqlens[:-1],
+        max_input_len=longest,
+        is_causal=False,
+        sliding_window_q=None,
+        sliding_window_k=None,
+        softmax_scale=scale,
+    )
+    return out
+
+
+def _on_host(
+    max_seqlen: torch.Tensor | None, q: torch.Tensor, cu_seqlens: torch.Tensor | None
+) -> int:
+    """The launch bound of the kernels; without one, what is surely enough."""
+    if max_seqlen is None:
+        return q.shape[1] if cu_seqlens is None else q.shape[0] * q.shape[1]
+    if max_seqlen.device.type != "cpu":
+        raise ValueError(
+            "max_seqlen must be an int or a tensor on the host: reading it from "
+            f"{max_seqlen.device} would wait for the device in every layer"
+        )
+    return int(max_seqlen)
+
+
+def _cu_seqlens(q: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tensor:
+    if cu_seqlens is not None:
+        return cu_seqlens
+    batch, seq = q.shape[:2]
+    return torch.arange(
+        0, (batch + 1) * seq, step=max(seq, 1), dtype=torch.int32, device=q.device
+    )[: batch + 1]
+
+
+def _flash_attn(
+    fa_version: int | None,
+) -> tuple[Callable[..., torch.Tensor], dict[str, Any]]:
+    try:
+        from vllm.v1.attention.backends.fa_utils import flash_attn_varlen_func
+    except ImportError:
+        from flash_attn import flash_attn_varlen_func
+
+        return flash_attn_varlen_func, {}
+    if fa_version is None or current_platform.is_rocm():
+        return flash_attn_varlen_func, {}
+    return flash_attn_varlen_func, {"fa_version": fa_version}
+
+
+_register(flash_attn_maxseqlen_wrapper)
+_register(triton_attn_wrapper)
+
+
+def max_seqlen_tensor(max_seqlen: int | torch.Tensor | None) -> torch.Tensor | None:
+    """As the ops take it: what is a tensor does not become part of a graph."""
+    if max_seqlen is None or isinstance(max_seqlen, torch.Tensor):
+        return max_seqlen
+    return torch.full((), max_seqlen, dtype=torch.int32, device="cpu")
