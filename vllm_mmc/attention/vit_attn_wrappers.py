@@ -15,6 +15,7 @@ All compute `attention.reference.attention_reference`. In all of them:
 vllm/v1/attention/ops/vit_attn_wrappers.py; unlike those they never wait for the device.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -106,16 +107,23 @@ def batched_sdpa(
     _check(q, k, v, cu_seqlens)
     if cu_seqlens is None:
         return _sdpa(q, k, v, scale).contiguous()
-    starts = cu_seqlens[:-1].long()
-    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
-    out = q.new_zeros(q.shape)
-    flat = out.flatten(0, 1)
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    for length in lengths.unique().tolist():
-        if length == 0:
-            continue
-        tokens = starts[lengths == length, None] + torch.arange(length)
-        flat[tokens] = _sdpa(q[tokens], k[tokens], v[tokens], scale)
+    bounds = cu_seqlens.tolist()
+    starts: dict[int, list[int]] = {}
+    for start, end in itertools.pairwise(bounds):
+        if end > start:
+            starts.setdefault(end - start, []).append(start)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    q, k, v, flat = (x.flatten(0, 1) for x in (q, k, v, out))
+    flat[: bounds[0]], flat[bounds[-1] :] = 0, 0
+    for length, found in starts.items():
+        first, count = found[0], len(found)
+        if found[-1] == first + (count - 1) * length:  # end to end: views
+            tokens = slice(first, first + count * length)
+            a, b, c = (x[tokens].unflatten(0, (count, length)) for x in (q, k, v))
+            flat[tokens] = _sdpa(a, b, c, scale).flatten(0, 1)
+        else:
+            index = torch.tensor(found)[:, None] + torch.arange(length)
+            flat[index] = _sdpa(q[index], k[index], v[index], scale)
     return out
 
 
