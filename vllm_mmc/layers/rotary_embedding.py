@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Rotary embeddings of encoders: real arithmetic, nothing written into.
+
+vLLM's for Llama4, Pixtral's Mistral format and MoonViT multiply complex numbers, which
+Inductor does not fuse. The same numbers in real arithmetic are one elementwise kernel.
+"""
+
+import torch
+from vllm.model_executor.layers.rotary_embedding.llama4_vision_rope import (
+    Llama4VisionRotaryEmbedding as StockLlama4VisionRotaryEmbedding,
+)
+
+
+def apply_rotary_emb(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    is_neox_style: bool = True,
+    enable_fp32_compute: bool = False,
+) -> torch.Tensor:
+    """Rotate pairs of elements by the angle of their position; a new tensor.
+
+    Source: `ApplyRotaryEmb.forward_static` of vLLM's rotary_embedding/common.py; here
+    only the first elements of a head may be rotated.
+
+    Args:
+        x: [..., tokens, heads, head_size] of any strides.
+        cos: [..., tokens, rotary_dim / 2]; rotary_dim is at most head_size.
+        sin: as cos.
+        is_neox_style: element i goes with i + rotary_dim / 2; otherwise 2i with 2i + 1.
+        enable_fp32_compute: compute in fp32 and round once; otherwise in x's dtype.
+
+    Returns:
+        x's shape and dtype.
+
+    Raises:
+        ValueError: cos and sin do not fit x or one another.
+    """
+    half = cos.shape[-1]
+    if cos.shape != sin.shape or 2 * half > x.shape[-1]:
+        raise ValueError(
+            "cos and sin must be [..., tokens, rotary_dim / 2] with rotary_dim at most "
+            f"{x.shape[-1]}, the head size; found {[*cos.shape]} and {[*sin.shape]}"
+        )
+    dtype = torch.float32 if enable_fp32_compute else x.dtype
+    rotated, rest = x[..., : 2 * half].to(dtype), x[..., 2 * half :]
+    cos, sin = (t.unsqueeze(-2).to(dtype) for t in (cos, sin))
+    if is_neox_style:
+        a, b = rotated.chunk(2, dim=-1)
+        parts = [a * cos - b * sin, b * cos + a * sin]
+    else:
+        a, b = rotated.unflatten(-1, (half, 2)).unbind(-1)
+        pairs = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        parts = [pairs.flatten(-2)]
+    return torch.cat([*(part.to(x.dtype) for part in parts), rest], dim=-1)
+
+
+def cos_sin(freqs_cis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The fp32 tables of a complex one, each contiguous; for pairs (2i, 2i + 1).
+
+    Of Pixtral's `precompute_freqs_cis_2d` and MoonViT's `Rope2DPosEmb`, rows of the
+    positions at hand.
+    """
+    return freqs_cis.real.contiguous(), freqs_cis.imag.contiguous()
+
+
+class Llama4VisionRotaryEmbedding(StockLlama4VisionRotaryEmbedding):
+    """`mllama4` rope: q and k [tiles, patches + 1, heads, head_size], rotated in fp32.
+
+    The tables are buffers, so they lie on the model's device; a call copies nothing
+    between devices and changes no buffer.
+    """
+
+    def __init__(
+        self,
+        head_size: int,
+        rotary_dim: int,
+        max_position_embeddings: int,
+        base: float,
+        is_neox_style: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(
+            head_size, rotary_dim, max_position_embeddings, base, is_neox_style, dtype
+        )
+        self._split()
+
+    @classmethod
+    def of(
+        cls, stock: StockLlama4VisionRotaryEmbedding
+    ) -> "Llama4VisionRotaryEmbedding":
+        """One with the same tables. `stock`, which vLLM shares, stays as it is."""
+        ours = cls.__new__(cls)
+        ours.__dict__.update(stock.__dict__)
+        ours._buffers = dict(stock._buffers)
+        ours._split()
+        ours._forward_method = ours.forward_native
+        return ours
+
+    def _split(self) -> None:
+        # [patches + 1, 1, rotary_dim] complex -> [patches + 1, rotary_dim] twice
+        cos, sin = cos_sin(self.cos_sin_cache.flatten(1))
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward_native(
+        self, query: torch.Tensor, key: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rotated = [
+            apply_rotary_emb(
+                x,
+                self.cos,
+                self.sin,
+                is_neox_style=False,
+                enable_fp32_compute=True,
+            )
+            for x in (query, key)
+        ]
+        return rotated[0], rotated[1]
