@@ -5,7 +5,6 @@
 
 #include "varlen_attention.h"
 
-#include <algorithm>
 #include <cstring>
 
 using vllm_mmc::Attention;

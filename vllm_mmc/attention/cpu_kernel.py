@@ -81,6 +81,13 @@ def levels() -> tuple[str, ...]:
     return library.levels if library else ()
 
 
+def bounds_error(bounds: list[int], tokens: int) -> ValueError:
+    return ValueError(
+        f"cu_seqlens must ascend within [0, {tokens}], the number of tokens; "
+        f"found {bounds}"
+    )
+
+
 def varlen_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -131,11 +138,8 @@ def varlen_attention(
         torch.get_num_threads() if work > SMALL else 1,
         library.parallel_for,
     )
-    if failed == 1:
-        raise ValueError(
-            f"cu_seqlens must ascend within [0, {tokens}], the number of tokens; found "
-            f"{cu_seqlens.tolist() if cu_seqlens is not None else None}"
-        )
+    if failed == 1 and cu_seqlens is not None:
+        raise bounds_error(cu_seqlens.tolist(), tokens)
     if failed:
         raise MemoryError("no memory for keys and values in fp32")
     return out

@@ -107,7 +107,9 @@ def batched_sdpa(
     _check(q, k, v, cu_seqlens)
     if cu_seqlens is None:
         return _sdpa(q, k, v, scale).contiguous()
-    bounds = cu_seqlens.tolist()
+    bounds, total = cu_seqlens.tolist(), q.shape[0] * q.shape[1]
+    if bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > total:
+        raise cpu_kernel.bounds_error(bounds, total)
     starts: dict[int, list[int]] = {}
     for start, end in itertools.pairwise(bounds):
         if end > start:
