@@ -36,4 +36,11 @@ CATALOG = (
         stock="patch embed, every block anew, merger; crashes on CPU",
         status="tested",
     ),
+    CatalogEntry(
+        architecture="Llama4ForConditionalGeneration",
+        model="vllm_mmc.models.llama4:CompiledLlama4ForConditionalGeneration",
+        regions=("patch embed", "block", "pixel shuffle", "projector"),
+        stock="the whole encoder as one graph, every block anew; crashes on CPU",
+        status="tested",
+    ),
 )

@@ -189,6 +189,27 @@ def test_functions_differ_by_code_closure_and_arguments() -> None:
     assert all(digest(module(a)) != digest(module(b)) for a, b in other)
 
 
+_UNSET = object()
+_MISSING = object()
+
+
+def test_a_default_that_means_no_argument_is_told_by_its_name() -> None:
+    def module(default: object) -> nn.Module:
+        def act(x: torch.Tensor, other: object = default) -> torch.Tensor:
+            return x if other is _UNSET else -x
+
+        made = nn.Identity()
+        made.act = act
+        return made
+
+    unset, again, missing = (
+        structure_of(module(default)) for default in (_UNSET, _UNSET, _MISSING)
+    )
+    assert unset.portable
+    assert unset.digest == again.digest != missing.digest
+    assert not structure_of(module(object())).portable
+
+
 def test_a_weight_is_not_structure(twins: tuple[nn.Module, nn.Module]) -> None:
     before = digest(twins[1])
     twins[1].norm1.weight.data.mul_(3)

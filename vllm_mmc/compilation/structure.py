@@ -240,10 +240,20 @@ class _Walker:
             "function",
             _qualname(fn),
             _code_digest(fn.__code__),
-            self.value(fn.__defaults__),
-            self.value(fn.__kwdefaults__),
+            tuple(self._default(fn, value) for value in fn.__defaults__ or ()),
+            tuple(
+                (name, self._default(fn, value))
+                for name, value in (fn.__kwdefaults__ or {}).items()
+            ),
             tuple(cells),
         )
+
+    def _default(self, fn: types.FunctionType, value: Any) -> Description:
+        if type(value) is object:  # "no argument": the name tells which
+            for name, known in fn.__globals__.items():
+                if known is value:
+                    return ("global", name)
+        return self.value(value)
 
     def _opaque(self, obj: object) -> Description:
         self.portable = False

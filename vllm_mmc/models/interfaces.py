@@ -3,7 +3,7 @@
 """What every `Compiled...ForConditionalGeneration` shares."""
 
 from abc import abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -41,16 +41,16 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     @property
     @abstractmethod
-    def encoder_tokens_per_embedding(self) -> int:
-        """Packed tokens that become one embedding, before anything is pruned."""
+    def encoder_step(self) -> int:
+        """Every encoder call has a multiple of so many packed tokens."""
 
     @abstractmethod
-    def dummy_encoder_inputs(self, tokens: int) -> tuple[Any, ...]:
-        """Arguments of the encoder's `forward` for one item of so many packed tokens.
+    def encoder_tokens(self, embeddings: int) -> int:
+        """The most packed tokens that become so many embeddings, if none is pruned."""
 
-        Args:
-            tokens: A multiple of `encoder_tokens_per_embedding`.
-        """
+    @abstractmethod
+    def run_dummy_encoder(self, tokens: int) -> None:
+        """Run the encoder once on so many packed tokens, a multiple of the step."""
 
     @contextmanager
     def _mark_tower_model(
@@ -78,12 +78,30 @@ class SupportsCompiledEncoder(SupportsMultiModal):
                 self.encoder_regions,
                 vllm_config,
                 limit=limit,
-                step=self.encoder_tokens_per_embedding,
+                step=self.encoder_step,
             )
             use_our_attention(self.get_submodule(name))
         # vLLM's profile run has encoded the largest items when it first comes here,
         # and no request has.
         self._warm_up_hook = self.register_forward_pre_hook(type(self)._before_first)
+
+    def _embed_text_input_ids(
+        self,
+        input_ids: torch.Tensor,
+        embed_input_ids: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        is_multimodal: torch.Tensor | None,
+    ) -> torch.Tensor:
+        def embed(ids: torch.Tensor) -> torch.Tensor:
+            # Sharded, vLLM's embedding compiles a kernel of its own, which would be
+            # compiled again for one token. A mark stays on the tensor that gets it.
+            ids = ids.detach()
+            torch._dynamo.decorators.mark_unbacked(ids, 0)
+            return embed_input_ids(ids)
+
+        return super()._embed_text_input_ids(
+            input_ids, embed, is_multimodal=is_multimodal
+        )
 
     def _before_first(self, _: Any) -> None:
         self._warm_up_hook.remove()
@@ -97,18 +115,17 @@ class SupportsCompiledEncoder(SupportsMultiModal):
         budget = MultiModalBudget(
             vllm_config, MULTIMODAL_REGISTRY, enable_cache=False
         ).get_encoder_budget()
-        return budget * self.encoder_tokens_per_embedding or None
+        return self.encoder_tokens(budget) or None
 
     def warm_up_encoder(self) -> None:
         """Compile, or load, every graph that a request can need."""
+        parts = [self.get_submodule(name) for name in self._tower_model_names]
         compiled = set(self.encoder_regions.values())
+        if any(compiled.isdisjoint(map(type, part.modules())) for part in parts):
+            return  # not on this rank, or left out by a limit of 0
         with torch.inference_mode(), override_forward_context(None):
-            for name in self._tower_model_names:
-                tower = self.get_submodule(name)
-                if compiled.isdisjoint(map(type, tower.modules())):
-                    continue  # not on this rank, or left out by a limit of 0
-                for tokens in tower.encoder_shapes.warmup_sizes():
-                    tower(*self.dummy_encoder_inputs(tokens))
+            for tokens in parts[0].encoder_shapes.warmup_sizes():
+                self.run_dummy_encoder(tokens)
         logger.info("%s, encoder:\n%s", type(self).__name__, table(asdict(counters)))
 
 

@@ -174,16 +174,19 @@ class CompiledQwen2_5_VLForConditionalGeneration(
     encoder_regions = ENCODER_REGIONS
 
     @property
-    def encoder_tokens_per_embedding(self) -> int:
+    def encoder_step(self) -> int:
         merge_size: int = self.config.vision_config.spatial_merge_size
         return merge_size**2
 
-    def dummy_encoder_inputs(self, tokens: int) -> tuple[torch.Tensor, list[list[int]]]:
+    def encoder_tokens(self, embeddings: int) -> int:
+        return embeddings * self.encoder_step
+
+    def run_dummy_encoder(self, tokens: int) -> None:
         # A strip: as high as one merged patch.
         config = self.config.vision_config
         patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
         height = config.spatial_merge_size
-        return torch.zeros(tokens, patch), [[1, height, tokens // height]]
+        self.visual(torch.zeros(tokens, patch), [[1, height, tokens // height]])
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)

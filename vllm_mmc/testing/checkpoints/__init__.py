@@ -8,10 +8,22 @@ chat template, the published parameter names, and random weights.
 One module per family; what the families share is in `common`.
 """
 
+from vllm_mmc.testing.checkpoints.llama4 import (
+    llama4_prompt,
+    load_hf_llama4_encoder,
+    tiny_llama4,
+)
 from vllm_mmc.testing.checkpoints.qwen2_5_vl import (
     load_hf_vision_tower,
     qwen2_5_vl_prompt,
     tiny_qwen2_5_vl,
 )
 
-__all__ = ["load_hf_vision_tower", "qwen2_5_vl_prompt", "tiny_qwen2_5_vl"]
+__all__ = [
+    "llama4_prompt",
+    "load_hf_llama4_encoder",
+    "load_hf_vision_tower",
+    "qwen2_5_vl_prompt",
+    "tiny_llama4",
+    "tiny_qwen2_5_vl",
+]

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Llama4 with a compiled vision encoder: four graphs, whatever the depth.
+
+Tiles are packed: [tiles * (patches + 1), hidden], the class token last in each tile, so
+one tile is no special size. Host metadata is computed from their number before any
+graph, once per forward, on the device and without waiting for it.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from transformers import Llama4VisionConfig
+from vllm.compilation.decorators import ignore_torch_compile
+from vllm.config import VllmConfig, get_current_vllm_config
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.mllama4 import (
+    Llama4ForConditionalGeneration,
+    Llama4MultiModalProjector,
+    Llama4UnfoldConvolution,
+    Llama4VisionAttention,
+    Llama4VisionEncoderLayer,
+    Llama4VisionModel,
+    Llama4VisionPixelShuffleMLP,
+    pixel_shuffle,
+)
+
+from vllm_mmc.attention.mm_encoder_attention import use_our_attention
+from vllm_mmc.compilation.decorators import (
+    adopt,
+    should_torch_compile_mm_encoder,
+    support_torch_compile,
+)
+from vllm_mmc.compilation.regions import stock_compile_off
+from vllm_mmc.compilation.shapes import encoder_forward
+from vllm_mmc.layers.rotary_embedding import apply_rotary_emb, cos_sin
+from vllm_mmc.models.interfaces import SupportsCompiledEncoder
+
+# === Vision Encoder === #
+
+
+class Llama4VisionMetadata(NamedTuple):
+    """What depends on the number of tiles alone.
+
+    Attributes:
+        position: [tokens] int64: each token's place in its tile.
+        cu_seqlens: [tiles + 1] int32: where tiles begin.
+        max_seqlen: tokens of a tile, int32, on the host.
+        cos: [tokens, head_size / 2] fp32.
+        sin: as cos.
+        shuffled: [tiles * patches * ratio**2, 1 / ratio**2] int64: the tokens that
+            pixel shuffle lays side by side.
+    """
+
+    position: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+    shuffled: torch.Tensor
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"patches": 0, "position": 0},
+    enable_if=should_torch_compile_mm_encoder,
+    is_encoder=True,
+)
+class CompiledLlama4UnfoldConvolution(Llama4UnfoldConvolution):
+    def forward(
+        self,
+        patches: torch.Tensor,
+        position: torch.Tensor,
+        class_embedding: torch.Tensor,
+        positional_embedding: torch.Tensor,
+    ) -> torch.Tensor:
+        # [tokens, channels * patch**2] -> [tokens, hidden]
+        x, _ = self.linear(patches)
+        is_class = position == positional_embedding.shape[0] - 1
+        x = torch.where(is_class.unsqueeze(-1), class_embedding, x)
+        return x + positional_embedding[position]
+
+
+class CompiledLlama4VisionAttention(Llama4VisionAttention):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> torch.Tensor:
+        qkv, _ = self.qkv_proj(hidden_states)
+        q, k, v = (
+            # [tokens, heads * head_size] -> [1, tokens, heads, head_size]
+            x.unflatten(-1, (self.num_local_heads, self.head_dim)).unsqueeze(0)
+            for x in qkv.chunk(3, dim=-1)
+        )
+        q, k = (
+            apply_rotary_emb(
+                x, cos, sin, is_neox_style=False, enable_fp32_compute=True
+            )
+            for x in (q, k)
+        )
+        output = self.attn(q, k, v, cu_seqlens, max_seqlen)
+        output, _ = self.o_proj(output.flatten(2).squeeze(0))
+        return output
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"hidden_state": 0, "cu_seqlens": 0, "cos": 0, "sin": 0},
+    enable_if=should_torch_compile_mm_encoder,
+    is_encoder=True,
+)
+class CompiledLlama4VisionEncoderLayer(Llama4VisionEncoderLayer):
+    def forward(
+        self,
+        hidden_state: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> torch.Tensor:
+        # [tokens, hidden]
+        x = hidden_state + self.self_attn(
+            self.input_layernorm(hidden_state), cu_seqlens, max_seqlen, cos, sin
+        )
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"encoded_patches": 0, "shuffled": 0},
+    enable_if=should_torch_compile_mm_encoder,
+    is_encoder=True,
+)
+class CompiledLlama4VisionPixelShuffleMLP(Llama4VisionPixelShuffleMLP):
+    def forward(
+        self, encoded_patches: torch.Tensor, shuffled: torch.Tensor
+    ) -> torch.Tensor:
+        # [tokens, hidden] -> [tiles * patches * ratio**2, projector_output]
+        return self.mlp(encoded_patches[shuffled].flatten(1))
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"image_features": 0},
+    mark_unbacked_dims={"image_features": 0},  # one tile
+    enable_if=should_torch_compile_mm_encoder,
+    is_encoder=True,
+)
+class CompiledLlama4MultiModalProjector(Llama4MultiModalProjector):
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        # [..., vision_output] -> [..., text hidden]
+        return self.linear_1(image_features)[0]
+
+
+@ignore_torch_compile  # as a whole: its regions are compiled
+class CompiledLlama4VisionModel(Llama4VisionModel):
+    """The encoder, also for serving stacks of your own.
+
+    `forward(images)` takes normalized tiles of shape [tiles, channels, image_size,
+    image_size] and returns [tiles, patches * ratio**2, projector_output_dim].
+    """
+
+    def __init__(
+        self,
+        config: Llama4VisionConfig,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        vllm_config = get_current_vllm_config()
+        with stock_compile_off(vllm_config):
+            super().__init__(config, quant_config=quant_config, prefix=prefix)
+        adopt(self, ENCODER_REGIONS, vllm_config, step=self.num_patches)
+        use_our_attention(self)
+
+    def forward(self, images_flattened: torch.Tensor) -> torch.Tensor:
+        tiles = images_flattened.shape[0]
+        x = self.forward_packed(
+            self.packed_patches(images_flattened), self.prepare_encoder_metadata(tiles)
+        )
+        return x.unflatten(0, (tiles, -1))
+
+    def packed_patches(self, images: torch.Tensor) -> torch.Tensor:
+        """[tiles, channels, height, width] -> [tokens, channels * patch**2].
+
+        The rows of class tokens are zero.
+        """
+        patch = self.patch_size
+        # [tiles, channels, rows, patch, columns, patch]
+        x = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.pad(x, (0, 0, 0, 1)).flatten(0, 1)
+
+    def prepare_encoder_metadata(self, tiles: int) -> Llama4VisionMetadata:
+        """Small device kernels only: nothing is copied, and no one waits."""
+        rotary = self.model.layers[0].self_attn.rotary_emb
+        device, tokens = rotary.cos_sin_cache.device, self.num_patches
+        # [tokens, 1, head_size / 2] complex
+        cos, sin = cos_sin(rotary.cos_sin_cache.flatten(1))
+        position = torch.arange(tokens, device=device)
+        ratio = self.vision_adapter.pixel_shuffle_ratio
+        shuffled = pixel_shuffle(position[:-1].view(1, -1, 1), ratio)
+        begins = torch.arange(tiles, device=device) * tokens
+        return Llama4VisionMetadata(
+            position=position.repeat(tiles),
+            cu_seqlens=torch.arange(tiles + 1, device=device, dtype=torch.int32)
+            * tokens,
+            max_seqlen=torch.tensor(tokens, dtype=torch.int32, device="cpu"),
+            cos=cos.repeat(tiles, 1),
+            sin=sin.repeat(tiles, 1),
+            shuffled=(shuffled + begins.view(-1, 1, 1)).flatten(0, 1),
+        )
+
+    @encoder_forward
+    def forward_packed(
+        self, patches: torch.Tensor, metadata: Llama4VisionMetadata
+    ) -> torch.Tensor:
+        # [tokens, channels * patch**2] -> [tokens, hidden]
+        x = self.patch_embedding(
+            patches,
+            metadata.position,
+            self.class_embedding,
+            self.positional_embedding_vlm,
+        )
+        x = self.layernorm_pre(x)
+        for layer in self.model.layers:
+            x = layer(
+                x,
+                metadata.cu_seqlens,
+                metadata.max_seqlen,
+                metadata.cos,
+                metadata.sin,
+            )
+        return self.vision_adapter(self.layernorm_post(x), metadata.shuffled)
+
+
+ENCODER_REGIONS = {
+    Llama4VisionModel: CompiledLlama4VisionModel,
+    Llama4UnfoldConvolution: CompiledLlama4UnfoldConvolution,
+    Llama4VisionEncoderLayer: CompiledLlama4VisionEncoderLayer,
+    Llama4VisionAttention: CompiledLlama4VisionAttention,
+    Llama4VisionPixelShuffleMLP: CompiledLlama4VisionPixelShuffleMLP,
+    Llama4MultiModalProjector: CompiledLlama4MultiModalProjector,
+}
+
+
+class CompiledLlama4ForConditionalGeneration(
+    SupportsCompiledEncoder, Llama4ForConditionalGeneration
+):
+    encoder_regions = ENCODER_REGIONS
+
+    @property
+    def encoder_step(self) -> int:
+        config = self.config.vision_config
+        return (config.image_size // config.patch_size) ** 2 + 1
+
+    def encoder_tokens(self, embeddings: int) -> int:
+        return embeddings // self.get_image_patches_per_chunk() * self.encoder_step
+
+    def run_dummy_encoder(self, tokens: int) -> None:
+        model = self.vision_model
+        tiles, size = tokens // self.encoder_step, model.image_size
+        images = model.class_embedding.new_zeros(tiles, model.num_channels, size, size)
+        self.encode_image_chunks(images, use_data_parallel=False)
