@@ -11,7 +11,7 @@ TORCH  := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 stop = { echo 'setup: $(1)' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-e2e test-rest test-slow lint docs bench clean
+.PHONY: help setup demo test test-engines test-rest test-slow lint docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,13 +22,15 @@ demo: $(READY) ## stock against compiled, on this machine
 	$(BIN)/vllm-mmc demo
 
 test: $(READY) ## the tests: engines and servers beside all others
-	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-e2e test-rest
+	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-engines test-rest
 
-test-e2e: $(READY)
-	$(BIN)/pytest tests/e2e
+ENGINES := tests/e2e tests/compile/test_multimodal_compile.py
+
+test-engines: $(READY)
+	$(BIN)/pytest $(ENGINES)
 
 test-rest: $(READY)
-	$(BIN)/pytest --ignore=tests/e2e
+	$(BIN)/pytest $(ENGINES:%=--ignore=%)
 
 test-slow: $(READY) ## the heavy cases that `make test` leaves out
 	$(BIN)/pytest -m slow

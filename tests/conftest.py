@@ -34,3 +34,11 @@ def qwen2_5_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vllm_mmc.testing.checkpoints import tiny_qwen2_5_vl
 
     return tiny_qwen2_5_vl(tmp_path_factory.mktemp("qwen2_5_vl"), depth=4)
+
+
+@pytest.fixture(scope="session")
+def llama4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama4 checkpoint; images are cut into up to four tiles."""
+    from vllm_mmc.testing.checkpoints import tiny_llama4
+
+    return tiny_llama4(tmp_path_factory.mktemp("llama4"), depth=4)

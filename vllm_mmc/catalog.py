@@ -27,6 +27,11 @@ class CatalogEntry:
     def compiled_architecture(self) -> str:
         return self.model.partition(":")[2]
 
+    @property
+    def family(self) -> str:
+        """Name of the model's module, and of its checkpoints' and benchmark's."""
+        return self.model.partition(":")[0].rpartition(".")[2]
+
 
 CATALOG = (
     CatalogEntry(

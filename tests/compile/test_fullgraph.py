@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Regions have no graph break, and one graph fits every grid and every block."""
+"""Regions have no graph break, and one graph fits every size and every block."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,32 @@ import torch.nn as nn
 
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import support_torch_compile
-from vllm_mmc.models.qwen2_5_vl import CompiledQwen2_5_VisionBlock
 from vllm_mmc.testing.engine import load_model, tower_context
 from vllm_mmc.testing.guarded import guarded_compilation
 
-PATCH_VALUES = 3 * 2 * 14 * 14
+Grid = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What one family is tested with.
+
+    Attributes:
+        model: has the regions.
+        run: encodes one batch of a size.
+        sizes: the smallest comes first.
+        largest: one of them.
+        blocks: they are one structure.
+        regions: structures in all.
+    """
+
+    model: nn.Module
+    run: Callable[[Any], torch.Tensor]
+    sizes: Sequence[Any]
+    largest: Any
+    blocks: nn.ModuleList
+    regions: int
+
 
 # The smallest picture, strips, windows that are full, cut and alone, several items,
 # video, and 4096 patches.
@@ -36,68 +58,81 @@ GRIDS = [
 ]
 
 
-def patches(grid: list[list[int]]) -> torch.Tensor:
-    return torch.randn(sum(t * h * w for t, h, w in grid), PATCH_VALUES)
+def qwen2_5_vl(model: nn.Module) -> Encoder:
+    def run(grid: Grid) -> torch.Tensor:
+        pixels = torch.randn(sum(t * h * w for t, h, w in grid), 3 * 2 * 14 * 14)
+        return model.visual(pixels, grid)
+
+    return Encoder(model, run, GRIDS, GRIDS[7], model.visual.blocks, regions=3)
 
 
-@pytest.fixture(scope="module")
-def tower(qwen2_5_vl: Path) -> Iterator[nn.Module]:
-    with tower_context(qwen2_5_vl, compile_mm_encoder=True) as vllm_config:
-        yield load_model(vllm_config).visual
+def llama4(model: nn.Module) -> Encoder:
+    def run(tiles: int) -> torch.Tensor:
+        pixels = torch.randn(tiles, 3, 112, 112)
+        return model.encode_image_chunks(pixels, use_data_parallel=False)
+
+    layers = model.vision_model.model.layers
+    return Encoder(model, run, [*range(1, 11), 16, 17], 17, layers, regions=4)
+
+
+@pytest.fixture(scope="module", params=[qwen2_5_vl, llama4])
+def encoder(request: pytest.FixtureRequest) -> Iterator[Encoder]:
+    checkpoint = request.getfixturevalue(request.param.__name__)
+    with tower_context(checkpoint, compile_mm_encoder=True) as vllm_config:
+        yield request.param(load_model(vllm_config))
 
 
 @pytest.fixture(autouse=True)
-def forget_graphs(tower: nn.Module) -> None:
+def guarded(encoder: Encoder) -> Iterator[None]:
     torch._dynamo.reset()
-    for module in tower.modules():
+    for module in encoder.model.modules():
         if hasattr(module, "_mmc_compiled"):
             module._mmc_compiled = None
+    with guarded_compilation(), torch.inference_mode():
+        yield
 
 
-@pytest.mark.parametrize("first", [0, 7], ids=["smallest first", "largest first"])
-def test_one_graph_fits_every_grid(first: int, tower: nn.Module) -> None:
-    with (
-        guarded_compilation(),
-        torch.inference_mode(),
-        counters.expect(structures=3, graphs=3, recompiles=0, followers=3),
+@pytest.fixture
+def blocks(encoder: Encoder) -> Iterator[nn.ModuleList]:
+    """To be given other classes; afterwards they have their own again."""
+    own = type(encoder.blocks[0])
+    yield encoder.blocks
+    for block in encoder.blocks:
+        block.__class__ = own
+
+
+@pytest.mark.parametrize("first", ["smallest", "largest"])
+def test_one_graph_fits_every_size(first: str, encoder: Encoder) -> None:
+    with counters.expect(
+        structures=encoder.regions,
+        graphs=encoder.regions,
+        followers=len(encoder.blocks) - 1,
+        recompiles=0,
     ):
-        for grid in (GRIDS[first], *GRIDS):
-            tower(patches(grid), grid)
+        if first == "largest":
+            encoder.run(encoder.largest)
+        for size in encoder.sizes:
+            encoder.run(size)
 
 
-def test_the_guards_can_fail(tower: nn.Module) -> None:
+def test_the_guards_can_fail(encoder: Encoder, blocks: nn.ModuleList) -> None:
     """A dimension that is not marked is one that the guards object to."""
     unmarked = support_torch_compile(dynamic_arg_dims={"cu_seqlens": 0})(
-        type("CompiledUnmarkedBlock", (CompiledQwen2_5_VisionBlock,), {})
+        type("CompiledUnmarkedBlock", (type(blocks[0]),), {})
     )
-    for block in tower.blocks:
+    for block in blocks:
         block.__class__ = unmarked
-    try:
-        with (
-            guarded_compilation(),
-            torch.inference_mode(),
-            counters.expect(recompiles=1),
-        ):
-            tower(patches([[1, 4, 4]]), [[1, 4, 4]])
-            tower(patches([[1, 8, 8]]), [[1, 8, 8]])
-    finally:
-        for block in tower.blocks:
-            block.__class__ = CompiledQwen2_5_VisionBlock
+    with counters.expect(recompiles=1):
+        encoder.run(encoder.sizes[0])
+        encoder.run(encoder.largest)
 
 
-def test_a_graph_break_is_an_error(tower: nn.Module) -> None:
-    class CompiledBrokenBlock(CompiledQwen2_5_VisionBlock):
-        def forward(self, x: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-            torch._dynamo.graph_break()
-            return super().forward(x, **kwargs)
+def test_a_graph_break_is_an_error(encoder: Encoder, blocks: nn.ModuleList) -> None:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return super(broken, self).forward(*args, **kwargs)
 
-    tower.blocks[0].__class__ = CompiledBrokenBlock
-    try:
-        with (
-            guarded_compilation(),
-            torch.inference_mode(),
-            pytest.raises(torch._dynamo.exc.Unsupported),
-        ):
-            tower(patches([[1, 4, 4]]), [[1, 4, 4]])
-    finally:
-        tower.blocks[0].__class__ = CompiledQwen2_5_VisionBlock
+    broken = type("CompiledBrokenBlock", (type(blocks[0]),), {"forward": forward})
+    blocks[0].__class__ = broken
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        encoder.run(encoder.sizes[0])

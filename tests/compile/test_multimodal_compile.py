@@ -13,8 +13,7 @@ from vllm.compilation.counter import compilation_counter
 from vllm.config import CompilationMode
 
 from vllm_mmc.compilation.counters import counters
-from vllm_mmc.models.qwen2_5_vl import CompiledQwen2_5_VLForConditionalGeneration
-from vllm_mmc.testing.checkpoints import qwen2_5_vl_prompt
+from vllm_mmc.testing.checkpoints import FAMILIES
 from vllm_mmc.testing.engine import ENGINE_ENVIRONMENT, default_engine_args
 from vllm_mmc.testing.media import photograph_at
 
@@ -22,8 +21,24 @@ pytestmark = pytest.mark.forked
 
 # vLLM's own graph: the text backbone.
 BACKBONE = 1
-REGIONS = 3
 DEPTH = 4
+REGIONS = {
+    "qwen2_5_vl": {
+        "CompiledQwen2_5_VisionBlock",
+        "CompiledQwen2_5_VisionPatchEmbed",
+        "CompiledQwen2_5_VisionPatchMerger",
+    },
+    "llama4": {
+        "CompiledLlama4MultiModalProjector",
+        "CompiledLlama4UnfoldConvolution",
+        "CompiledLlama4VisionEncoderLayer",
+        "CompiledLlama4VisionPixelShuffleMLP",
+    },
+}
+CLASSES = {
+    "qwen2_5_vl": "CompiledQwen2_5_VLForConditionalGeneration",
+    "llama4": "CompiledLlama4ForConditionalGeneration",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +47,11 @@ def engine_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def answer(checkpoint: Path, compilation_config: dict[str, Any]) -> LLM:
+def answer(
+    checkpoint: Path,
+    compilation_config: dict[str, Any],
+    family: str = "qwen2_5_vl",
+) -> LLM:
     """Start an engine, which profiles with the largest image, and send two images."""
     llm = LLM(
         **default_engine_args(
@@ -43,23 +62,27 @@ def answer(checkpoint: Path, compilation_config: dict[str, Any]) -> LLM:
     )
     for size in ((56, 56), (280, 196)):
         request = {
-            "prompt": qwen2_5_vl_prompt("What is this?", images=1),
+            "prompt": FAMILIES[family].prompt("What is this?", images=1),
             "multi_modal_data": {"image": photograph_at(*size)},
         }
         llm.generate(request, SamplingParams(max_tokens=2), use_tqdm=False)
     return llm
 
 
-def model_class(llm: LLM) -> type:
-    return llm.apply_model(type)[0]
+def model_class(llm: LLM) -> str:
+    return llm.apply_model(lambda model: type(model).__name__)[0]
 
 
+@pytest.mark.parametrize("family", REGIONS)
 def test_on(
-    qwen2_5_vl: Path,
+    family: str,
+    request: pytest.FixtureRequest,
     cache_root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    checkpoint = request.getfixturevalue(family)
+    regions = len(REGIONS[family])
     # Nothing compiled is kept there, only what vLLM knows of model classes.
     classes = cache_root / "modelinfos"
     classes.mkdir(exist_ok=True)
@@ -67,48 +90,39 @@ def test_on(
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     with (
         compilation_counter.expect(
-            num_models_seen=REGIONS + BACKBONE,
-            num_aot_compiles=REGIONS + BACKBONE,
-            num_aot_artifacts_saved=REGIONS + BACKBONE,
+            num_models_seen=regions + BACKBONE,
+            num_aot_compiles=regions + BACKBONE,
+            num_aot_artifacts_saved=regions + BACKBONE,
             num_aot_artifacts_loaded=0,
         ),
         counters.expect(
-            structures=REGIONS,
-            graphs=REGIONS,
+            structures=regions,
+            graphs=regions,
             followers=DEPTH - 1,
             recompiles=0,
             artifact_loads=0,
         ),
     ):
-        llm = answer(qwen2_5_vl, {"compile_mm_encoder": True})
-        assert model_class(llm) is CompiledQwen2_5_VLForConditionalGeneration
+        llm = answer(checkpoint, {"compile_mm_encoder": True}, family)
+        assert model_class(llm) == CLASSES[family]
     compilation = llm.llm_engine.vllm_config.compilation_config
     assert compilation.mode == CompilationMode.DYNAMO_TRACE_ONCE
     # What `vllm bench startup` reports.
     assert compilation.encoder_compilation_time == pytest.approx(
         counters.compile_seconds
     )
-    kept = sorted(p.parent.name.partition("-")[0] for p in tmp_path.rglob("artifact"))
-    assert kept == [
-        "CompiledQwen2_5_VisionBlock",
-        "CompiledQwen2_5_VisionPatchEmbed",
-        "CompiledQwen2_5_VisionPatchMerger",
-    ]
+    kept = [p.parent.name.partition("-")[0] for p in tmp_path.rglob("artifact")]
+    assert sorted(kept) == sorted(REGIONS[family])
 
 
-@pytest.mark.parametrize(
-    "compilation_config",
-    [{}, {"compile_mm_encoder": False}],
-    ids=["default", "off"],
-)
-def test_off(compilation_config: dict[str, Any], qwen2_5_vl: Path) -> None:
+def test_off(qwen2_5_vl: Path) -> None:
     with (
         compilation_counter.expect(num_models_seen=BACKBONE),
         counters.expect(structures=0, graphs=0, followers=0, artifact_loads=0),
     ):
         # The backbone, which is not looked at here, is traced but not generated.
-        llm = answer(qwen2_5_vl, compilation_config | {"backend": "eager"})
-        assert model_class(llm) is CompiledQwen2_5_VLForConditionalGeneration
+        llm = answer(qwen2_5_vl, {"backend": "eager"})
+        assert model_class(llm) == CLASSES["qwen2_5_vl"]
 
 
 def test_mode_none(qwen2_5_vl: Path) -> None:

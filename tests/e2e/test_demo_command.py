@@ -6,11 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def test_demo() -> None:
+
+@pytest.mark.parametrize(
+    ("model", "graphs"),
+    [
+        ("qwen2_5_vl", "3"),
+        # Three more engines; tests/e2e/test_serve.py starts two with Llama4.
+        pytest.param("llama4", "4", marks=pytest.mark.slow),
+    ],
+)
+def test_demo(model: str, graphs: str) -> None:
     command = Path(sys.executable).with_name("vllm-mmc")
     result = subprocess.run(
-        [command, "demo", "--depth", "4"], capture_output=True, text=True
+        [command, "demo", "--model", model, "--depth", "4"],
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     rows = {
@@ -18,4 +30,4 @@ def test_demo() -> None:
         for line in result.stdout.splitlines()
         if len(cells := [c.strip() for c in line.strip("│┃ ").split("│")]) == 4
     }
-    assert rows["encoder graphs compiled"] == ["0", "3", "0"]
+    assert rows["encoder graphs compiled"] == ["0", graphs, "0"]

@@ -67,8 +67,16 @@ def stock(qwen2_5_vl: Path) -> Callable[[torch.dtype], Outputs]:
     return outputs
 
 
-@pytest.mark.parametrize("mode", [2, 3], ids=["mode 2", "mode 3"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "mode"),
+    [
+        (torch.float32, 2),
+        (torch.bfloat16, 3),
+        # Each dtype and each mode is above.
+        pytest.param(torch.float32, 3, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_equals_stock_and_hugging_face(
     dtype: torch.dtype,
     mode: int,

@@ -47,6 +47,13 @@ def test_regions_are_what_the_model_compiles(entry: CatalogEntry) -> None:
 
 
 @every_entry
+def test_there_is_a_checkpoint_of_each_family(entry: CatalogEntry) -> None:
+    from vllm_mmc.testing.checkpoints import FAMILIES
+
+    assert entry.family in FAMILIES
+
+
+@every_entry
 def test_words(entry: CatalogEntry) -> None:
     assert entry.status in ("tested", "experimental")
     assert entry.stock

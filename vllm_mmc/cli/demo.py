@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vllm_mmc.catalog import CATALOG
+
 if TYPE_CHECKING:
     from vllm_mmc.testing.probe import Findings, Probe
 
@@ -58,11 +60,17 @@ def add_parser(subparsers: Any) -> None:
         "demo",
         help="compare stock and compiled encoders on this machine",
         description=(
-            "Writes a tiny Qwen2.5-VL checkpoint, starts the real vLLM engine three "
+            "Writes a tiny checkpoint, starts the real vLLM engine three "
             "times (stock and eager; vllm_mmc with an empty compile cache; the same "
             "cache again), sends each the same photographs and compares. Exit status "
             "1 if any answer or embedding differs."
         ),
+    )
+    parser.add_argument(
+        "--model",
+        choices=[entry.family for entry in CATALOG],
+        default=CATALOG[0].family,
+        help="kind of checkpoint (default: %(default)s)",
     )
     parser.add_argument(
         "--depth",
@@ -79,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0 if all answers and embeddings agree, else 1.
     """
+    from vllm_mmc.testing.checkpoints import FAMILIES
     from vllm_mmc.testing.probe import Probe
 
     with tempfile.TemporaryDirectory(prefix="vllm-mmc-demo-") as name:
@@ -94,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
         found: list[Findings] = []
         for i, case in enumerate(CASES):
             probe = Probe(
-                checkpoint=str(directory / "tiny-qwen2.5-vl"),
+                checkpoint=str(directory / f"tiny-{args.model}"),
+                family=args.model,
                 depth=args.depth,
                 engine_args=case.engine_args,
                 prompts=PROMPTS,
@@ -114,10 +124,10 @@ def run(args: argparse.Namespace) -> int:
     _print_table(["", *(case.name for case in CASES)], _rows(found))
     width, height = max(size for sizes in PROMPTS for size in sizes)
     print(
-        f"\nQwen2.5-VL, {args.depth} vision blocks, float32, one thread. Answers are "
-        f"the greedy tokens to {len(PROMPTS)} prompts.\nEmbeddings may differ by at "
-        f"most {TOLERANCE:g}. Encoder: median time of one call, {width} x {height}"
-        " photograph."
+        f"\n{FAMILIES[args.model].title}, {args.depth} vision blocks, float32, one "
+        f"thread. Answers are the greedy tokens to {len(PROMPTS)} prompts.\n"
+        f"Embeddings may differ by at most {TOLERANCE:g}. Encoder: median time of one "
+        f"call, {width} x {height} photograph."
     )
     problems = differences(CASES, found)
     if not problems:
@@ -219,7 +229,8 @@ def _rows(found: Sequence["Findings"]) -> list[list[str]]:
         return "-" if seen is truth else f"{largest_difference(seen, truth):.1e}"
 
     def model(seen: "Findings") -> str:
-        return seen.model.partition(":")[2].replace("ForConditionalGeneration", "...")
+        name = seen.model.partition(":")[2]
+        return name.removesuffix("ForConditionalGeneration")
 
     measures: dict[str, Callable[[Findings], str]] = {
         "model loaded": model,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Llama4VisionConfig
 from vllm.compilation.decorators import ignore_torch_compile
-from vllm.config import VllmConfig, get_current_vllm_config
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.mllama4 import (
     Llama4ForConditionalGeneration,
@@ -97,9 +97,7 @@ class CompiledLlama4VisionAttention(Llama4VisionAttention):
             for x in qkv.chunk(3, dim=-1)
         )
         q, k = (
-            apply_rotary_emb(
-                x, cos, sin, is_neox_style=False, enable_fp32_compute=True
-            )
+            apply_rotary_emb(x, cos, sin, is_neox_style=False, enable_fp32_compute=True)
             for x in (q, k)
         )
         output = self.attn(q, k, v, cu_seqlens, max_seqlen)
@@ -219,8 +217,8 @@ class CompiledLlama4VisionModel(Llama4VisionModel):
         x = self.patch_embedding(
             patches,
             metadata.position,
-            self.class_embedding,
-            self.positional_embedding_vlm,
+            self.class_embedding.data,
+            self.positional_embedding_vlm.data,
         )
         x = self.layernorm_pre(x)
         for layer in self.model.layers:

@@ -36,13 +36,15 @@ class Probe:
 
     Attributes:
         checkpoint: directory of a tiny checkpoint; written first if it is not there.
-        depth: vision blocks of the checkpoint.
+        family: of the checkpoint, one of `checkpoints.FAMILIES`.
+        depth: blocks of the checkpoint's encoder.
         engine_args: beside `default_engine_args`.
         prompts: one request each: the sizes (width, height) of its photographs.
         timed_runs: encoder calls to time, on the largest input among the requests.
     """
 
     checkpoint: str
+    family: str
     depth: int
     engine_args: dict[str, Any]
     prompts: list[list[Size]]
@@ -130,38 +132,42 @@ def _answer(probe: Probe) -> Findings:
     from vllm import LLM, SamplingParams
 
     from vllm_mmc.testing import media
-    from vllm_mmc.testing.checkpoints import qwen2_5_vl_prompt, tiny_qwen2_5_vl
+    from vllm_mmc.testing.checkpoints import FAMILIES
 
+    family = FAMILIES[probe.family]
     if not Path(probe.checkpoint).exists():
-        tiny_qwen2_5_vl(probe.checkpoint, depth=probe.depth)
+        family.write(probe.checkpoint, depth=probe.depth)
     started = time.monotonic()
     llm = LLM(**default_engine_args(probe.checkpoint, **probe.engine_args))
     start_seconds = time.monotonic() - started
 
-    calls: list[tuple[tuple[Any, ...], dict[str, Any], torch.Tensor]] = []
+    calls: list[tuple[dict[str, Any], torch.Tensor]] = []
     tokens = []
     # The engine lives in this process, so this is the model that answers.
     (model,) = llm.apply_model(lambda model: model)
-    hook = model.visual.register_forward_hook(
-        lambda _, args, kwargs, output: calls.append((args, kwargs, output.clone())),
-        with_kwargs=True,
-    )
+    embed = model.embed_multimodal
+
+    def recorded(**kwargs: Any) -> Any:
+        items = embed(**kwargs)
+        calls.append((kwargs, torch.cat(list(items))))
+        return items
+
+    model.embed_multimodal = recorded
     for sizes in probe.prompts:
         prompt = {
-            "prompt": qwen2_5_vl_prompt("Who is this?", images=len(sizes)),
+            "prompt": family.prompt("Who is this?", images=len(sizes)),
             "multi_modal_data": {"image": [media.photograph_at(*s) for s in sizes]},
         }
         sampling = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
         (answer,) = llm.generate([prompt], sampling, use_tqdm=False)
         tokens.append(list(answer.outputs[0].token_ids))
-    hook.remove()
 
-    args, kwargs, _ = max(calls, key=lambda call: call[2].shape[0])
+    largest, _ = max(calls, key=lambda call: call[1].shape[0])
     with torch.inference_mode():
         times = []
         for _ in range(3 + probe.timed_runs):
             begun = time.perf_counter()
-            model.visual(*args, **kwargs)
+            embed(**largest)
             times.append(1000 * (time.perf_counter() - begun))
 
     # Without the plugin nothing has imported our counters, and nothing is compiled.
@@ -170,7 +176,7 @@ def _answer(probe: Probe) -> Findings:
     return Findings(
         model=f"{type(model).__module__}:{type(model).__name__}",
         tokens=tokens,
-        embeddings=[output.float().numpy() for _, _, output in calls],
+        embeddings=[output.float().numpy() for _, output in calls],
         start_seconds=start_seconds,
         compile_seconds=config.encoder_compilation_time,
         graphs=ours.counters.graphs if ours else 0,
