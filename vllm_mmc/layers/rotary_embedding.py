@@ -7,9 +7,6 @@ Inductor does not fuse. The same numbers in real arithmetic are one elementwise 
 """
 
 import torch
-from vllm.model_executor.layers.rotary_embedding.llama4_vision_rope import (
-    Llama4VisionRotaryEmbedding as StockLlama4VisionRotaryEmbedding,
-)
 
 
 def apply_rotary_emb(
@@ -59,62 +56,8 @@ def apply_rotary_emb(
 def cos_sin(freqs_cis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The fp32 tables of a complex one, each contiguous; for pairs (2i, 2i + 1).
 
-    Of Pixtral's `precompute_freqs_cis_2d` and MoonViT's `Rope2DPosEmb`, rows of the
-    positions at hand.
+    Of Llama4's `Llama4VisionRotaryEmbedding.cos_sin_cache` (without its dimension of
+    heads), Pixtral's `precompute_freqs_cis_2d` and MoonViT's `Rope2DPosEmb`: the rows
+    of the positions at hand.
     """
     return freqs_cis.real.contiguous(), freqs_cis.imag.contiguous()
-
-
-class Llama4VisionRotaryEmbedding(StockLlama4VisionRotaryEmbedding):
-    """`mllama4` rope: q and k [tiles, patches + 1, heads, head_size], rotated in fp32.
-
-    The tables are buffers, so they lie on the model's device; a call copies nothing
-    between devices and changes no buffer.
-    """
-
-    def __init__(
-        self,
-        head_size: int,
-        rotary_dim: int,
-        max_position_embeddings: int,
-        base: float,
-        is_neox_style: bool,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(
-            head_size, rotary_dim, max_position_embeddings, base, is_neox_style, dtype
-        )
-        self._split()
-
-    @classmethod
-    def of(
-        cls, stock: StockLlama4VisionRotaryEmbedding
-    ) -> "Llama4VisionRotaryEmbedding":
-        """One with the same tables. `stock`, which vLLM shares, stays as it is."""
-        ours = cls.__new__(cls)
-        ours.__dict__.update(stock.__dict__)
-        ours._buffers = dict(stock._buffers)
-        ours._split()
-        ours._forward_method = ours.forward_native
-        return ours
-
-    def _split(self) -> None:
-        # [patches + 1, 1, rotary_dim] complex -> [patches + 1, rotary_dim] twice
-        cos, sin = cos_sin(self.cos_sin_cache.flatten(1))
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-
-    def forward_native(
-        self, query: torch.Tensor, key: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        rotated = [
-            apply_rotary_emb(
-                x,
-                self.cos,
-                self.sin,
-                is_neox_style=False,
-                enable_fp32_compute=True,
-            )
-            for x in (query, key)
-        ]
-        return rotated[0], rotated[1]
