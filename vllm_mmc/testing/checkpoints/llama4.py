@@ -173,6 +173,7 @@ def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:
         "head_dim": 32,
         "num_local_experts": 4,
         "interleave_moe_layer_step": 2,
+        "use_qk_norm": False,  # as in Maverick; it would undo sharper attention
         "max_position_embeddings": 32768,
         "bos_token_id": vocab["<|begin_of_text|>"],
         "eos_token_id": vocab["<|eot|>"],
