@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """What a real engine compiles, by exact counters, in the style of vLLM's
 tests/compile/fullgraph/test_multimodal_compile.py. Each test is a process of its own.
+That nothing is compiled unless asked for is in tests/e2e/test_choice.py.
 """
 
 from pathlib import Path
@@ -19,8 +20,7 @@ from vllm_mmc.testing.media import photograph_at
 
 pytestmark = pytest.mark.forked
 
-# vLLM's own graph: the text backbone.
-BACKBONE = 1
+BACKBONE = 1  # vLLM's own graph: the text model
 DEPTH = 4
 REGIONS = {
     "qwen2_5_vl": {
@@ -115,16 +115,6 @@ def test_on(
     )
     kept = [p.parent.name.partition("-")[0] for p in tmp_path.rglob("artifact")]
     assert sorted(kept) == sorted(REGIONS[family])
-
-
-def test_off(qwen2_5_vl: Path) -> None:
-    with (
-        compilation_counter.expect(num_models_seen=BACKBONE),
-        counters.expect(structures=0, graphs=0, followers=0, artifact_loads=0),
-    ):
-        # The backbone, which is not looked at here, is traced but not generated.
-        llm = answer(qwen2_5_vl, {"backend": "eager"})
-        assert model_class(llm) == CLASSES["qwen2_5_vl"]
 
 
 def test_mode_none(qwen2_5_vl: Path) -> None:

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Where the time of one encoder call goes, by kind of operation: stock eager and ours.
+
+Of eager modules the kind is known; compiled kernels are told by the operations that
+Inductor names them after. See benchmarks/README.md.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import harness
+from cases import CASES, Case
+from encoder_forward import DTYPES, EAGER, OURS, _config, _provider
+
+PRODUCTS, ATTENTION, NORM = "products", "attention", "normalisation"
+ROTARY, ACTIVATION, COPIES = "rotary", "activation", "copies, gathers, additions"
+REST = "Python, memory"
+KINDS = (PRODUCTS, ATTENTION, NORM, ROTARY, ACTIVATION, COPIES, REST)
+# Of compiled graphs, in this order.
+NAMES = {
+    REST: r"^(## |Pregraph|Torch-Compiled)",
+    ACTIVATION: r"cpp_fused.*_(gelu|silu)_",
+    NORM: r"cpp_fused.*_(rsqrt|layer_norm)_|^aten::native_layer_norm",
+    ROTARY: r"cpp_fused.*_sub_",
+    COPIES: r"cpp_fused",
+    ATTENTION: r"attention",
+    PRODUCTS: r"onednn_mm|mkldnn|^aten::(mm|addmm|linear)$",
+}
+CALLS = 5
+
+
+def main() -> int:
+    parser = harness.parser("encoder_profile", __doc__)
+    parser.add_argument("--depth", type=int, help="blocks (default: that of the case)")
+    parser.add_argument("--size", type=int, help="default: the first of the case")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
+    args = parser.parse_args()
+    case = CASES[args.arch]
+    args.depth = args.depth or case.forward_depth
+    args.size = args.size or case.forward_sizes[0]
+    with tempfile.TemporaryDirectory(prefix="vllm-mmc-bench-") as name:
+        caches = harness.cache_environment(Path(name), Path(name) / "model-notes")
+        os.environ.update(caches)
+        os.environ.update(VLLM_PLUGINS="", VLLM_LOGGING_LEVEL="ERROR")
+        _run(case, args, Path(name))
+    return 0
+
+
+def _run(case: Case, args: argparse.Namespace, directory: Path) -> None:
+    import towers
+    from torch._inductor import config as inductor
+
+    from vllm_mmc.testing.engine import tower_context
+
+    environment = harness.environment()
+    checkpoint = case.checkpoint(
+        directory / "checkpoint", depth=args.depth, dtype=args.dtype, blocks="real"
+    )
+    found = {}
+    with (
+        tower_context(checkpoint, dtype=args.dtype),
+        inductor.patch({"cpp.enable_kernel_profile": True}),
+    ):
+        for name, target, compilation in (
+            (EAGER, case.stock, {"mode": 0}),
+            (OURS, case.ours, {"compile_mm_encoder": True}),
+        ):
+            config = _config(checkpoint, args.dtype, **compilation)
+            provider = _provider(case, name, target, config, args.dtype)
+            inputs = towers.inputs(case, provider.tower, args.size)
+            # Hooks would be compiled as well.
+            named = _named_modules if name == EAGER else contextlib.nullcontext
+            with named(provider.tower):
+                found[name] = _profile(provider, inputs)
+    print(
+        f"\n{args.arch}, {args.depth} blocks, {args.size} {case.unit}, {args.dtype}\n"
+    )
+    totals = {name: sum(kinds.values()) for name, kinds in found.items()}
+    harness.print_table(
+        ("milliseconds of one call", *found),
+        [
+            *((kind, *(kinds[kind] for kinds in found.values())) for kind in KINDS),
+            ("all", *totals.values()),
+        ],
+    )
+    harness.write_json(
+        args.json or harness.default_output("encoder_profile", args.arch),
+        {
+            "benchmark": "encoder_profile",
+            "arch": args.arch,
+            "unit": case.unit,
+            "size": args.size,
+            "environment": environment | {"load_average_after": os.getloadavg()[0]},
+            "protocol": {"depth": args.depth, "dtype": args.dtype, "calls": CALLS},
+            "milliseconds": found,
+        },
+    )
+
+
+@contextlib.contextmanager
+def _named_modules(tower: Any) -> Any:
+    """Makes the profiler see which kind of module runs."""
+    from torch import nn
+    from torch.profiler import record_function
+    from vllm.model_executor.layers import activation, layernorm
+    from vllm.model_executor.layers.attention import MMEncoderAttention
+    from vllm.model_executor.layers.conv import ConvLayerBase
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.rotary_embedding import common
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
+
+    norms = nn.LayerNorm, layernorm.RMSNorm
+    activations = nn.GELU, nn.SiLU, activation.SiluAndMul
+    kinds: dict[str, tuple[type, ...]] = {
+        PRODUCTS: (LinearBase, nn.Linear, ConvLayerBase),
+        ATTENTION: (MMEncoderAttention,),
+        NORM: norms,
+        ROTARY: (common.ApplyRotaryEmb, RotaryEmbeddingBase),
+        ACTIVATION: activations,
+    }
+    running = []
+
+    def enter(kind: str) -> None:
+        running.append(record_function(f"kind:{kind}"))
+        running[-1].__enter__()
+
+    with contextlib.ExitStack() as hooks:
+        for module in tower.modules():
+            for kind, classes in kinds.items():
+                if isinstance(module, classes):
+                    before = module.register_forward_pre_hook(
+                        lambda *_, kind=kind: enter(kind)
+                    )
+                    after = module.register_forward_hook(
+                        lambda *_: running.pop().__exit__(None, None, None)
+                    )
+                    hooks.callback(before.remove)
+                    hooks.callback(after.remove)
+        yield
+
+
+def _profile(provider: Any, inputs: tuple[Any, ...]) -> dict[str, float]:
+    """Returns milliseconds per kind of one call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(2):
+        provider(inputs)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        begun = time.perf_counter()
+        for _ in range(CALLS):
+            provider(inputs)
+        wall = 1000 * (time.perf_counter() - begun)
+    spent: Counter[str] = Counter()
+    for event in profiler.events():
+        spent[_kind(event)] += event.self_cpu_time_total / 1000
+    spent[REST] += wall - sum(spent.values())
+    return {kind: spent[kind] / CALLS for kind in KINDS}
+
+
+def _kind(event: Any) -> str:
+    if event.name.startswith("kind:"):
+        return REST
+    parent = event.cpu_parent
+    while parent is not None:
+        if parent.name.startswith("kind:"):
+            return parent.name.removeprefix("kind:")
+        parent = parent.cpu_parent
+    for kind, pattern in NAMES.items():
+        if re.search(pattern, event.name):
+            return kind
+    return COPIES
+
+
+if __name__ == "__main__":
+    sys.exit(main())
