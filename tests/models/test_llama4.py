@@ -18,6 +18,7 @@ from vllm_mmc.models.llama4 import (
     CompiledLlama4VisionModel,
 )
 from vllm_mmc.testing.checkpoints import load_hf_llama4_encoder
+from vllm_mmc.testing.checkpoints.common import read_weights
 from vllm_mmc.testing.engine import load_model, stock_class, tower_context
 from vllm_mmc.testing.parity import allowance, assert_close, rms_ratio
 
@@ -177,6 +178,16 @@ def test_the_engine_s_limit_in_tokens(llama4: Path) -> None:
         assert (shapes.limit, shapes.step) == (2048 // 16 * 65, 65)
 
 
+def test_an_encoder_that_is_left_out(llama4: Path) -> None:
+    with tower_context(
+        llama4, compile_mm_encoder=True, limit_mm_per_prompt={"image": 0}
+    ) as vllm_config:
+        model = load_model(vllm_config)
+        with counters.expect(structures=0):
+            model.warm_up_encoder()
+        assert model.embed_input_ids(torch.arange(3)).shape == (3, 128)
+
+
 def test_one_token_does_not_recompile_the_sharded_embedding(llama4: Path) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
     from vllm.model_executor.layers import vocab_parallel_embedding as embedding
@@ -184,7 +195,7 @@ def test_one_token_does_not_recompile_the_sharded_embedding(llama4: Path) -> Non
     with tower_context(llama4, compile_mm_encoder=True) as vllm_config:
         model = load_model(vllm_config)
         table = model.language_model.model.embed_tokens
-        backend = CompileCounterWithBackend("eager")
+        backend = CompileCounterWithBackend("inductor")
         masked = embedding.get_masked_input_and_mask._torchdynamo_orig_callable
         ids = torch.arange(7)
         with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
@@ -219,27 +230,19 @@ def test_encoder_cuda_graph_protocol(llama4: Path) -> None:
 
 
 def test_encoder_alone(llama4: Path) -> None:
-    """Built by itself, as in docs/custom-serving.md, and without an engine's limit."""
-    from vllm_mmc.testing.checkpoints.common import read_weights
+    """Without an engine, so without its limit; see docs/custom-serving.md."""
+    from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
     hf = load_hf_llama4_encoder(llama4)
     pixels = images(3, torch.float32)
     with tower_context(llama4, compile_mm_encoder=True) as vllm_config:
-        vision_config = vllm_config.model_config.hf_config.vision_config
-        tower = CompiledLlama4VisionModel(vision_config, prefix="vision_model")
+        model_config = vllm_config.model_config
+        tower = CompiledLlama4VisionModel(model_config.hf_config.vision_config)
         assert tower.encoder_shapes.limit is None
-        weights = dict(read_weights(llama4, "vision_model."))
-        for name in [n for n in weights if ".self_attn.q_proj." in n]:
-            parts = [weights.pop(name.replace("q_proj", p)) for p in _QKV]
-            weights[name.replace("q_proj", "qkv_proj")] = torch.cat(parts)
-        tower.load_state_dict(weights)
-        for module in tower.modules():
-            if (method := getattr(module, "quant_method", None)) is not None:
-                method.process_weights_after_loading(module)
+        loaded = tower.load_weights(read_weights(llama4, "vision_model.").items())
+        assert loaded == {name for name, _ in tower.named_parameters()}
+        process_weights_after_loading(tower, model_config, torch.device("cpu"))
         with counters.expect(graphs=3, fallbacks=0), torch.inference_mode():
             actual = tower(pixels)
             expected = hf.vision_model(pixels).last_hidden_state
     assert_close("embeddings", actual, expected, ratio=2e-5)
-
-
-_QKV = ("q_proj", "k_proj", "v_proj")

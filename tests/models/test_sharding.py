@@ -5,6 +5,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,31 @@ from vllm_mmc.compilation.counters import counters
 from vllm_mmc.testing.engine import load_model, tower_context
 from vllm_mmc.testing.parity import assert_close
 
-ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
-GRIDS = [[1, 8, 12], [1, 2, 2], [1, 16, 6]]
+
+def qwen2_5_vl() -> dict[str, Any]:
+    grids = [[1, 8, 12], [1, 2, 2], [1, 16, 6]]
+    pixels = torch.randn(sum(t * h * w for t, h, w in grids), 3 * 2 * 14 * 14)
+    return {"pixel_values": pixels, "image_grid_thw": torch.tensor(grids)}
 
 
-def embed(rank: int, checkpoint: Path, directory: Path, tp_mode: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    count = sum(t * h * w for t, h, w in GRIDS)
-    pixels = torch.randn(count, 3 * 2 * 14 * 14, generator=generator)
+def llama4() -> dict[str, Any]:
+    # An odd number of tiles: vLLM pads those of the last rank.
+    return {
+        "pixel_values": torch.randn(9, 3, 112, 112),
+        "patches_per_image": torch.tensor([5, 1, 3]),
+        "aspect_ratios": torch.tensor([[2, 2], [1, 1], [2, 1]]),
+    }
+
+
+INPUTS = {"qwen2_5_vl": qwen2_5_vl, "llama4": llama4}
+REGIONS = {"qwen2_5_vl": 3, "llama4": 4}
+
+
+def embed(
+    rank: int, family: str, checkpoint: Path, directory: Path, tp_mode: str
+) -> None:
+    torch.manual_seed(0)
+    inputs = INPUTS[family]()
     outputs = []
     with tower_context(
         checkpoint,
@@ -30,34 +48,41 @@ def embed(rank: int, checkpoint: Path, directory: Path, tp_mode: str) -> None:
         rendezvous=directory / "rendezvous",
         mm_encoder_tp_mode=tp_mode,
         # Two images per prompt are the default of the tiny engine.
-        limit_mm_per_prompt={"image": len(GRIDS), "video": 0},
+        limit_mm_per_prompt={"image": 3, "video": 0},
         distributed_executor_backend="mp",
     ) as vllm_config:
         model = load_model(vllm_config)
         for eager in (True, False):
-            for module in model.visual.modules():
-                if hasattr(module, "do_not_compile"):
+            for module in model.modules():
+                if type(module) in model.encoder_regions.values():
                     module.do_not_compile = eager
             with torch.inference_mode():
-                outputs.append(
-                    model.embed_multimodal(
-                        pixel_values=pixels, image_grid_thw=torch.tensor(GRIDS)
-                    )
-                )
-    assert (counters.structures, counters.graphs, counters.followers) == (3, 3, 3)
+                outputs.append(model.embed_multimodal(**inputs))
+    regions = REGIONS[family]
+    assert (counters.structures, counters.graphs) == (regions, regions)
+    assert counters.followers == 3
     torch.save([torch.cat(items) for items in outputs], directory / f"{rank}.pt")
 
 
-@pytest.mark.slow  # twelve cold compilations for two ranks
+@pytest.mark.slow  # three or four cold compilations on each of two ranks
 @pytest.mark.parametrize("tp_mode", ["weights", "data"])
+@pytest.mark.parametrize("family", INPUTS)
 def test_two_ranks_equal_eager(
-    tp_mode: str, qwen2_5_vl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str,
+    tp_mode: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    checkpoint = request.getfixturevalue(family)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("VLLM_DIST_IDENT", tmp_path.name)  # of shared memory
     ranks = [
         subprocess.Popen(
-            [sys.executable, __file__, str(rank), qwen2_5_vl, tmp_path, tp_mode],
+            [
+                *(sys.executable, __file__, str(rank)),
+                *(family, checkpoint, tmp_path, tp_mode),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -74,4 +99,5 @@ def test_two_ranks_equal_eager(
 
 
 if __name__ == "__main__":
-    embed(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    rank, family, checkpoint, directory, tp_mode = sys.argv[1:]
+    embed(int(rank), family, Path(checkpoint), Path(directory), tp_mode)

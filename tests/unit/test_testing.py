@@ -10,8 +10,12 @@ import torch
 
 from vllm_mmc.testing import media
 from vllm_mmc.testing.checkpoints import (
+    FAMILIES,
+    Family,
+    llama4_prompt,
     load_hf_vision_tower,
     qwen2_5_vl_prompt,
+    tiny_llama4,
     tiny_qwen2_5_vl,
 )
 from vllm_mmc.testing.checkpoints.common import read_weights
@@ -38,20 +42,39 @@ def patches(grid: list[list[int]], seed: int = 0) -> torch.Tensor:
 # ---------------------------------------------------------------- checkpoints
 
 
-def test_same_seed_writes_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
-    again = tiny_qwen2_5_vl(tmp_path / "again", depth=DEPTH)
-    names = {file.name for file in checkpoint.iterdir()}
+every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+@every_family
+def test_same_seed_writes_the_same_bytes(family: Family, tmp_path: Path) -> None:
+    first, again = (family.write(tmp_path / name, depth=2) for name in "ab")
+    names = {file.name for file in first.iterdir()}
     assert names == {file.name for file in again.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     for name in names:
-        assert (checkpoint / name).read_bytes() == (again / name).read_bytes(), name
+        assert (first / name).read_bytes() == (again / name).read_bytes(), name
 
 
-def test_another_seed_changes_every_weight(checkpoint: Path, tmp_path: Path) -> None:
-    weights = read_weights(checkpoint)
-    others = read_weights(tiny_qwen2_5_vl(tmp_path, depth=DEPTH, seed=1))
+@every_family
+def test_another_seed_changes_every_weight(family: Family, tmp_path: Path) -> None:
+    weights, others = (
+        read_weights(family.write(tmp_path / str(seed), depth=2, seed=seed))
+        for seed in (0, 1)
+    )
     assert weights.keys() == others.keys()
     assert [k for k in weights if torch.equal(weights[k], others[k])] == []
+
+
+@every_family
+def test_deeper_checkpoint_keeps_the_shallow_layers(
+    family: Family, tmp_path: Path
+) -> None:
+    weights, deeper = (
+        read_weights(family.write(tmp_path / str(depth), depth=depth))
+        for depth in (2, 4)
+    )
+    assert len(deeper) > len(weights)
+    assert all(torch.equal(deeper[name], tensor) for name, tensor in weights.items())
 
 
 def test_weights_have_the_published_names(checkpoint: Path) -> None:
@@ -72,13 +95,49 @@ def test_weights_have_the_published_names(checkpoint: Path) -> None:
     assert all(name.startswith(("visual.", *roots)) for name in names)
 
 
-def test_deeper_checkpoint_keeps_the_shallow_layers(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    weights = read_weights(checkpoint)
-    deeper = read_weights(tiny_qwen2_5_vl(tmp_path, depth=DEPTH + 2))
-    assert len(deeper) > len(weights)
-    assert all(torch.equal(deeper[name], tensor) for name, tensor in weights.items())
+def test_llama4_weights_have_the_published_names(tmp_path: Path) -> None:
+    weights = read_weights(tiny_llama4(tmp_path, depth=1))
+    # One of each kind, as in meta-llama/Llama-4-Scout-17B-16E-Instruct.
+    assert {
+        "language_model.lm_head.weight",
+        "language_model.model.embed_tokens.weight",
+        "language_model.model.layers.1.feed_forward.experts.down_proj",
+        "language_model.model.layers.1.feed_forward.experts.gate_up_proj",
+        "language_model.model.layers.1.feed_forward.router.weight",
+        "language_model.model.layers.1.feed_forward.shared_expert.up_proj.weight",
+        "language_model.model.norm.weight",
+        "multi_modal_projector.linear_1.weight",
+        "vision_model.class_embedding",
+        "vision_model.layernorm_pre.bias",
+        "vision_model.model.layers.0.self_attn.q_proj.bias",
+        "vision_model.patch_embedding.linear.weight",
+        "vision_model.positional_embedding_vlm",
+        "vision_model.vision_adapter.mlp.fc1.weight",
+    } <= set(weights)
+
+
+def test_llama4_processor_agrees_with_the_config(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoProcessor
+
+    path = tiny_llama4(tmp_path, depth=1)
+    config = AutoConfig.from_pretrained(path)
+    processor = AutoProcessor.from_pretrained(path)
+    assert type(processor).__name__ == "Llama4Processor"
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Who?"}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    assert prompt == llama4_prompt("Who?", images=2)
+    pictures = [media.photograph_at(112, 56), media.photograph_at(300, 200)]
+    inputs = processor(text=[prompt], images=pictures, return_tensors="pt")
+    # One tile; two by two, and the whole picture.
+    assert inputs["pixel_values"].shape == (1 + 5, 3, 112, 112)
+    assert (inputs["input_ids"] == config.image_token_index).sum() == 6 * 16
+
+
+def test_llama4_depth_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="depth must be at least 1"):
+        tiny_llama4(tmp_path, depth=0)
 
 
 def test_depth_that_cannot_hold_both_kinds_of_block_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ one tile is no special size. Host metadata is computed from their number before 
 graph, once per forward, on the device and without waiting for it.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,14 @@ from transformers import Llama4VisionConfig
 from vllm.compilation.decorators import ignore_torch_compile
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.mllama4 import (
     Llama4ForConditionalGeneration,
     Llama4MultiModalProjector,
     Llama4UnfoldConvolution,
     Llama4VisionAttention,
     Llama4VisionEncoderLayer,
+    Llama4VisionMLP,
     Llama4VisionModel,
     Llama4VisionPixelShuffleMLP,
     pixel_shuffle,
@@ -34,6 +37,7 @@ from vllm_mmc.compilation.decorators import (
 )
 from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
+from vllm_mmc.layers.activation import gelu_
 from vllm_mmc.layers.rotary_embedding import apply_rotary_emb, cos_sin
 from vllm_mmc.models.interfaces import SupportsCompiledEncoder
 
@@ -103,6 +107,13 @@ class CompiledLlama4VisionAttention(Llama4VisionAttention):
         output = self.attn(q, k, v, cu_seqlens, max_seqlen)
         output, _ = self.o_proj(output.flatten(2).squeeze(0))
         return output
+
+
+class CompiledLlama4VisionMLP(Llama4VisionMLP):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states, _ = self.fc1(hidden_states)
+        hidden_states, _ = self.fc2(gelu_(hidden_states))
+        return gelu_(hidden_states) if self.output_activation else hidden_states
 
 
 @support_torch_compile(
@@ -209,6 +220,18 @@ class CompiledLlama4VisionModel(Llama4VisionModel):
             shuffled=(shuffled + begins.view(-1, 1, 1)).flatten(0, 1),
         )
 
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Without an engine; names as in the checkpoint, "vision_model." taken off."""
+        parameters = dict(self.named_parameters())
+        loaded = set()
+        fused = Llama4ForConditionalGeneration._consolidate_qkv_weights(self, weights)
+        for name, weight in fused:
+            parameter = parameters[name]
+            load = getattr(parameter, "weight_loader", default_weight_loader)
+            load(parameter, weight)
+            loaded.add(name)
+        return loaded
+
     @encoder_forward
     def forward_packed(
         self, patches: torch.Tensor, metadata: Llama4VisionMetadata
@@ -217,6 +240,7 @@ class CompiledLlama4VisionModel(Llama4VisionModel):
         x = self.patch_embedding(
             patches,
             metadata.position,
+            # Tensors: in a graph, a Parameter that is an argument is another type.
             self.class_embedding.data,
             self.positional_embedding_vlm.data,
         )
@@ -237,6 +261,7 @@ ENCODER_REGIONS = {
     Llama4UnfoldConvolution: CompiledLlama4UnfoldConvolution,
     Llama4VisionEncoderLayer: CompiledLlama4VisionEncoderLayer,
     Llama4VisionAttention: CompiledLlama4VisionAttention,
+    Llama4VisionMLP: CompiledLlama4VisionMLP,
     Llama4VisionPixelShuffleMLP: CompiledLlama4VisionPixelShuffleMLP,
     Llama4MultiModalProjector: CompiledLlama4MultiModalProjector,
 }
