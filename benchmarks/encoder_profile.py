@@ -28,7 +28,7 @@ KINDS = (PRODUCTS, ATTENTION, NORM, ROTARY, ACTIVATION, COPIES, REST)
 # Of compiled graphs, in this order.
 NAMES = {
     REST: r"^(## |Pregraph|Torch-Compiled)",
-    ACTIVATION: r"cpp_fused.*_(gelu|silu)_",
+    ACTIVATION: r"cpp_fused.*_(gelu|silu)_|^(aten|vllm_mmc)::gelu",
     NORM: r"cpp_fused.*_(rsqrt|layer_norm)_|^aten::native_layer_norm",
     ROTARY: r"cpp_fused.*_sub_",
     COPIES: r"cpp_fused",

@@ -54,7 +54,7 @@ def embed(
         model = load_model(vllm_config)
         for eager in (True, False):
             for module in model.modules():
-                if type(module) in model.encoder_regions.values():
+                if hasattr(module, "_mmc_compiled"):  # a region
                     module.do_not_compile = eager
             with torch.inference_mode():
                 outputs.append(model.embed_multimodal(**inputs))
