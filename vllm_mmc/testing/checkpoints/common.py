@@ -69,6 +69,18 @@ def random_weights(
     return weights
 
 
+def answer_in_visible_characters(
+    lm_head: torch.Tensor, vocab: Mapping[str, int]
+) -> None:
+    """Zeroes, in place, the rows of all tokens but the visible ASCII characters.
+
+    Greedy answers are then readable and never end with a special token.
+    """
+    hushed = torch.ones(len(lm_head), dtype=torch.bool)
+    hushed[printable_ids(vocab)] = False
+    lm_head[hushed] = 0
+
+
 def parameter_shapes(
     model_class: type[nn.Module], config: object, renames: Mapping[str, str]
 ) -> dict[str, tuple[int, ...]]:

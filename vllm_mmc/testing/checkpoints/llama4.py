@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from vllm_mmc.testing.checkpoints.common import (
+    answer_in_visible_characters,
     byte_level_vocab,
     parameter_shapes,
-    printable_ids,
     random_weights,
     read_weights,
     save_checkpoint,
@@ -85,9 +85,7 @@ def tiny_llama4(
             tensor *= 2
         if ".experts." in name:  # [experts, in, out], drawn for in * out inputs
             tensor *= tensor.shape[-1] ** 0.5
-    hushed = torch.ones(VOCAB_SIZE, dtype=torch.bool)
-    hushed[printable_ids(vocab)] = False
-    weights["language_model.lm_head.weight"][hushed] = 0
+    answer_in_visible_characters(weights["language_model.lm_head.weight"], vocab)
 
     generation_config = GenerationConfig(
         do_sample=False,

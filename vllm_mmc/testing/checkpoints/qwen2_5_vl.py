@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from vllm_mmc.testing.checkpoints.common import (
+    answer_in_visible_characters,
     byte_level_vocab,
     parameter_shapes,
-    printable_ids,
     random_weights,
     read_weights,
     save_checkpoint,
@@ -109,13 +109,11 @@ def tiny_qwen2_5_vl(
     )
     weights = random_weights(shapes, seed=seed, dtype=dtype)
     # Sharper text attention than random weights give, so that an answer depends on
-    # the image; and answers of visible characters only, never a special token.
+    # the image.
     for name, tensor in weights.items():
         if name.endswith(("self_attn.q_proj.weight", "self_attn.k_proj.weight")):
             tensor *= 2
-    hushed = torch.ones(VOCAB_SIZE, dtype=torch.bool)
-    hushed[printable_ids(vocab)] = False
-    weights["lm_head.weight"][hushed] = 0
+    answer_in_visible_characters(weights["lm_head.weight"], vocab)
 
     generation_config = GenerationConfig(
         do_sample=False,
