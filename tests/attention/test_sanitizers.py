@@ -30,7 +30,7 @@ for threads in (1, 2, 4):
             for dtype in cpu_kernel.DTYPES:
                 for heads, kv_heads in ((2, 2), (4, 2)):
                     q, k, v = (
-                        torch.randn(sum(lengths), h, size).to(dtype)
+                        torch.randn(1, sum(lengths), h, size).to(dtype)
                         for h in (heads, kv_heads, kv_heads)
                     )
                     for level in library.levels:

@@ -81,9 +81,8 @@ def test_reference(
 @pytest.mark.parametrize("level", cpu_kernel.levels())
 def test_each_instruction_set(level: str, head_size: int, dtype: torch.dtype) -> None:
     qkv, cu_seqlens = make(LENGTHS, head_size=head_size, dtype=dtype)
-    flat = (x.flatten(0, 1) for x in qkv)
-    found = cpu_kernel.varlen_attention(*flat, 0.1, cu_seqlens, level=level)
-    close(found, attention_reference(*qkv, 0.1, cu_seqlens)[0])
+    found = cpu_kernel.varlen_attention(*qkv, 0.1, cu_seqlens, level=level)
+    close(found, attention_reference(*qkv, 0.1, cu_seqlens))
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
@@ -146,12 +145,11 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.mark.parametrize("level", cpu_kernel.levels())
 def test_threads_change_nothing(level: str, threads: Callable[[int], None]) -> None:
-    (q, k, v), cu_seqlens = make([700, 3, 90, 0, 1, 250], heads=3, dtype=torch.bfloat16)
-    flat = [x.flatten(0, 1) for x in (q, k, v)]
+    qkv, cu_seqlens = make([700, 3, 90, 0, 1, 250], heads=3, dtype=torch.bfloat16)
     found = []
     for count in (1, 2, 4):
         threads(count)
-        found.append(cpu_kernel.varlen_attention(*flat, 0.1, cu_seqlens, level=level))
+        found.append(cpu_kernel.varlen_attention(*qkv, 0.1, cu_seqlens, level=level))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 

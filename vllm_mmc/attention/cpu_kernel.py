@@ -21,17 +21,19 @@ SMALL = 1 << 18
 """Multiplications below which one thread is as fast as several."""
 
 
-class _Rows(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("token_stride", ctypes.c_int64),
-        ("head_stride", ctypes.c_int64),
-    )
-
-
 class _Attention(ctypes.Structure):
+    """As there; the fields of its four `Rows` side by side, for fewer objects a call."""
+
     _fields_ = (
-        *((name, _Rows) for name in ("q", "k", "v", "out")),
+        *(
+            field
+            for name in ("q", "k", "v", "out")
+            for field in (
+                (f"{name}_data", ctypes.c_void_p),
+                (f"{name}_token_stride", ctypes.c_int64),
+                (f"{name}_head_stride", ctypes.c_int64),
+            )
+        ),
         ("cu_seqlens", ctypes.c_void_p),
         ("items", ctypes.c_int64),
         ("tokens", ctypes.c_int64),
@@ -94,39 +96,48 @@ def varlen_attention(
     v: torch.Tensor,
     scale: float,
     cu_seqlens: torch.Tensor | None,
-    items: int = 1,
     level: str | None = None,
 ) -> torch.Tensor:
     """softmax(q @ k.T * scale) @ v for each item and head.
 
+    A call on 16 tokens is mostly this function: no view is made that is not needed.
+
     Args:
-        q: [tokens, heads, head_size] of fp32, bf16 or fp16. Only the last dimension of
-            the three needs to be dense.
-        k: [tokens, kv_heads, head_size]; kv_heads divides heads.
+        q: [batch, seq, heads, head_size] of fp32, bf16 or fp16. Views of one qkv buffer
+            are read where they lie.
+        k: [batch, seq, kv_heads, head_size]; kv_heads divides heads.
         v: as k.
         scale: factor of the scores.
-        cu_seqlens: [items + 1] int32, where items begin and end. Tokens of none get 0.
-        items: without cu_seqlens, the number of items of equal length.
+        cu_seqlens: [items + 1] int32, where items begin and end in the tokens of the
+            batch laid end to end; those of none get 0. None: each row is an item.
         level: one of `levels()`; default the first.
 
     Returns:
-        [tokens, heads, head_size], contiguous, of q's dtype.
+        [batch, seq, heads, head_size], contiguous, of q's dtype.
     """
     library = _library()
     if library is None:
         raise RuntimeError("vllm_mmc was installed without its CPU kernel")
-    tokens, heads, head_size = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype)
+    batch, seq, heads, head_size = q.shape
+    tokens, items = batch * seq, batch
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     if cu_seqlens is not None:
-        items = cu_seqlens.numel() - 1
-        cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
+        items = cu_seqlens.shape[0] - 1
+        if cu_seqlens.dtype != torch.int32 or cu_seqlens.stride(0) != 1:
+            cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
+    (q, *q_rows), (k, *k_rows), (v, *v_rows) = map(_rows, (q, k, v))
     call = _Attention(
-        *(_Rows(x.data_ptr(), x.stride(0), x.stride(1)) for x in (q, k, v, out)),
+        *q_rows,
+        *k_rows,
+        *v_rows,
+        out.data_ptr(),
+        heads * head_size,
+        head_size,
         cu_seqlens.data_ptr() if cu_seqlens is not None else None,
         items,
         tokens,
         heads,
-        k.shape[1],
+        k.shape[2],
         head_size,
         scale,
         DTYPES[q.dtype],
@@ -143,3 +154,12 @@ def varlen_attention(
     if failed:
         raise MemoryError("no memory for keys and values in fp32")
     return out
+
+
+def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
+    """`x` with its last dimension dense and its batch end to end: pointer, strides."""
+    batch, token, head, last = x.stride()
+    if last != 1 or (x.shape[0] != 1 and batch != x.shape[1] * token):
+        x = x.contiguous()
+        _, token, head, _ = x.stride()
+    return x, x.data_ptr(), token, head

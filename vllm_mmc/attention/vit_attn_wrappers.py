@@ -54,8 +54,9 @@ def _check(
     v: torch.Tensor,
     cu_seqlens: torch.Tensor | None,
 ) -> None:
-    heads, kv_heads = q.shape[2], k.shape[2]
-    if k.shape != v.shape or k.shape[:2] + k.shape[3:] != q.shape[:2] + q.shape[3:]:
+    batch, seq, heads, head_size = q.shape
+    kv_heads = k.shape[2]
+    if not k.shape == v.shape == (batch, seq, kv_heads, head_size):
         raise ValueError(
             "q, k and v must be [batch, seq, heads, head_size] and differ in heads "
             f"only; found {[*q.shape]}, {[*k.shape]} and {[*v.shape]}"
@@ -88,12 +89,8 @@ def varlen_attention(
         raise ValueError(f"q must be fp32, bf16 or fp16; found {q.dtype}")
     if q.numel() == 0:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
-    batch, seq, _, head_size = q.shape
-    scale = head_size**-0.5 if scale is None else scale
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    out = cpu_kernel.varlen_attention(q, k, v, scale, cu_seqlens, items=batch)
-    return out.unflatten(0, (batch, seq))
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    return cpu_kernel.varlen_attention(q, k, v, scale, cu_seqlens)
 
 
 def batched_sdpa(
@@ -110,12 +107,16 @@ def batched_sdpa(
     bounds, total = cu_seqlens.tolist(), q.shape[0] * q.shape[1]
     if bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > total:
         raise cpu_kernel.bounds_error(bounds, total)
-    if bounds == [0, q.shape[1]] and q.shape[0] == 1:  # one item
-        return _sdpa(q, k, v, scale).contiguous()
     starts: dict[int, list[int]] = {}
     for start, end in itertools.pairwise(bounds):
         if end > start:
             starts.setdefault(end - start, []).append(start)
+    for length, found in starts.items():
+        if len(found) * length == total:  # all there is, end to end
+            shape = q.shape
+            if shape[0] != len(found):
+                q, k, v = (x.reshape(-1, length, *x.shape[2:]) for x in (q, k, v))
+            return _sdpa(q, k, v, scale).contiguous().view(shape)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     q, k, v, flat = (x.flatten(0, 1) for x in (q, k, v, out))
     flat[: bounds[0]], flat[bounds[-1] :] = 0, 0
