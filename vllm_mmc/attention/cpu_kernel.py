@@ -22,7 +22,7 @@ SMALL = 1 << 18
 
 
 class _Attention(ctypes.Structure):
-    """As there; the fields of its four `Rows` side by side, for fewer objects a call."""
+    """As there, the fields of its four `Rows` side by side: fewer objects a call."""
 
     _fields_ = (
         *(
