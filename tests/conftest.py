@@ -42,3 +42,11 @@ def llama4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vllm_mmc.testing.checkpoints import tiny_llama4
 
     return tiny_llama4(tmp_path_factory.mktemp("llama4"), depth=4)
+
+
+@pytest.fixture(scope="session")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Whisper checkpoint."""
+    from vllm_mmc.testing.checkpoints import tiny_whisper
+
+    return tiny_whisper(tmp_path_factory.mktemp("whisper"), depth=4)

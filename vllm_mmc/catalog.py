@@ -48,4 +48,11 @@ CATALOG = (
         stock="the whole encoder as one graph, every block anew; crashes on CPU",
         status="tested",
     ),
+    CatalogEntry(
+        architecture="WhisperForConditionalGeneration",
+        model="vllm_mmc.models.whisper:CompiledWhisperForConditionalGeneration",
+        regions=("block",),
+        stock="nothing",
+        status="tested",
+    ),
 )

@@ -12,6 +12,7 @@ import torch.nn as nn
 
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import support_torch_compile
+from vllm_mmc.testing.checkpoints import FAMILIES
 from vllm_mmc.testing.engine import load_model, tower_context
 from vllm_mmc.testing.guarded import guarded_compilation
 
@@ -75,10 +76,22 @@ def llama4(model: nn.Module) -> Encoder:
     return Encoder(model, run, [*range(1, 11), 16, 17], 17, layers, regions=4)
 
 
-@pytest.fixture(scope="module", params=[qwen2_5_vl, llama4])
+def whisper(model: nn.Module) -> Encoder:
+    def run(size: tuple[int, int]) -> torch.Tensor:
+        items, frames = size
+        return model.model.encoder(torch.randn(items, 80, frames))
+
+    # Also shorter than Whisper's 3000 frames, as the encoder of other models sees them.
+    sizes = [(1, 4), (1, 3000), *((items, 64) for items in range(1, 17)), (3, 500)]
+    return Encoder(model, run, sizes, (16, 64), model.model.encoder.layers, regions=1)
+
+
+@pytest.fixture(scope="module", params=[qwen2_5_vl, llama4, whisper])
 def encoder(request: pytest.FixtureRequest) -> Iterator[Encoder]:
-    checkpoint = request.getfixturevalue(request.param.__name__)
-    with tower_context(checkpoint, compile_mm_encoder=True) as vllm_config:
+    family = request.param.__name__
+    checkpoint = request.getfixturevalue(family)
+    args = {"max_num_batched_tokens": 8192, **FAMILIES[family].engine_args}
+    with tower_context(checkpoint, compile_mm_encoder=True, **args) as vllm_config:
         yield request.param(load_model(vllm_config))
 
 

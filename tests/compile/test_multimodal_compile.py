@@ -13,10 +13,10 @@ from vllm import LLM, SamplingParams
 from vllm.compilation.counter import compilation_counter
 from vllm.config import CompilationMode
 
+from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.testing.checkpoints import FAMILIES
 from vllm_mmc.testing.engine import ENGINE_ENVIRONMENT, default_engine_args
-from vllm_mmc.testing.media import photograph_at
 
 pytestmark = pytest.mark.forked
 
@@ -34,13 +34,11 @@ REGIONS = {
         "CompiledLlama4VisionEncoderLayer",
         "CompiledLlama4VisionPixelShuffleMLP",
     },
+    "whisper": {"CompiledWhisperEncoderLayer"},
 }
 # Llama4's text model and its parent are both decorated, and both are counted.
-BACKBONES_SEEN = {"qwen2_5_vl": 1, "llama4": 2}
-CLASSES = {
-    "qwen2_5_vl": "CompiledQwen2_5_VLForConditionalGeneration",
-    "llama4": "CompiledLlama4ForConditionalGeneration",
-}
+BACKBONES_SEEN = {"qwen2_5_vl": 1, "llama4": 2, "whisper": 1}
+CLASSES = {entry.family: entry.compiled_architecture for entry in CATALOG}
 
 
 @pytest.fixture(autouse=True)
@@ -54,19 +52,11 @@ def answer(
     compilation_config: dict[str, Any],
     family: str = "qwen2_5_vl",
 ) -> LLM:
-    """Start an engine, which profiles with the largest image, and send two images."""
-    llm = LLM(
-        **default_engine_args(
-            checkpoint,
-            limit_mm_per_prompt={"image": 1, "video": 0},
-            compilation_config=compilation_config,
-        )
-    )
-    for size in ((56, 56), (280, 196)):
-        request = {
-            "prompt": FAMILIES[family].prompt("What is this?", images=1),
-            "multi_modal_data": {"image": photograph_at(*size)},
-        }
+    """Start an engine, which profiles with the largest item, and send two items."""
+    args = {**FAMILIES[family].engine_args, "compilation_config": compilation_config}
+    llm = LLM(**default_engine_args(checkpoint, **args))
+    for items in FAMILIES[family].samples[:2]:
+        request = FAMILIES[family].request(items)
         llm.generate(request, SamplingParams(max_tokens=2), use_tqdm=False)
     return llm
 

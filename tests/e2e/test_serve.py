@@ -160,7 +160,16 @@ class Stock:
     log: str
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+SLOW = {"llama4"}  # two more servers; its engine is in tests/compile
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in FAMILIES
+    ],
+)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

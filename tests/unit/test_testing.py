@@ -62,7 +62,8 @@ def test_another_seed_changes_every_weight(family: Family, tmp_path: Path) -> No
         for seed in (0, 1)
     )
     assert weights.keys() == others.keys()
-    assert [k for k in weights if torch.equal(weights[k], others[k])] == []
+    same = {k for k in weights if torch.equal(weights[k], others[k])}
+    assert same <= {"model.encoder.embed_positions.weight"}  # sinusoids, as published
 
 
 @every_family

@@ -135,12 +135,14 @@ class MMEncoderAttention(stock.MMEncoderAttention):
 def use_our_attention(root: nn.Module) -> None:
     """Make each of vLLM's attention layers below `root` one of ours, in place.
 
-    Nothing else of this process changes: no class is overridden. Subclasses stay as
-    they are. Call it where vLLM builds the model: the configuration decides.
+    Nothing else of this process changes: no class is overridden. Subclasses of vLLM's
+    stay as they are, unless they have been exchanged for a subclass of ours already.
+    Call it where vLLM builds the model: the configuration decides.
     """
     for module in root.modules():
         if type(module) is stock.MMEncoderAttention:
             module.__class__ = MMEncoderAttention
+        if isinstance(module, MMEncoderAttention):
             module._choose()
             # Bound when it was built, see CustomOp.__init__.
             module._forward_method = module.dispatch_forward(compile_native=False)

@@ -8,15 +8,19 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn as nn
 from vllm.config import CompilationMode, VllmConfig
 from vllm.forward_context import override_forward_context
+from vllm.inputs import MultiModalDataDict
 from vllm.logger import init_logger
 from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.model_executor.offloader import get_offloader
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
+from vllm.multimodal.parse import AudioProcessorItems, MultiModalDataItems
+from vllm.multimodal.processing import BaseProcessingInfo
 
 from vllm_mmc.attention.mm_encoder_attention import use_our_attention
 from vllm_mmc.compilation.counters import counters, table
@@ -73,14 +77,13 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             return
         limit = self._encoder_token_limit(vllm_config)
         for name in self._tower_model_names:
-            adopt(
+            compile_encoder(
                 self.get_submodule(name),
                 self.encoder_regions,
                 vllm_config,
                 limit=limit,
                 step=self.encoder_step,
             )
-            use_our_attention(self.get_submodule(name))
         # vLLM's profile run has encoded the largest items when it first comes here,
         # and no request has.
         self._warm_up_hook = self.register_forward_pre_hook(type(self)._before_first)
@@ -127,6 +130,50 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             for tokens in parts[0].encoder_shapes.warmup_sizes():
                 self.run_dummy_encoder(tokens)
         logger.info("%s, encoder:\n%s", type(self).__name__, table(asdict(counters)))
+
+
+class RefusesBadAudio(BaseProcessingInfo):
+    """What no encoder can hear is an error of the request.
+
+    vLLM lets it through, and a NaN stays in the cache of keys and values: other
+    requests are answered wrongly from then on. Put it before the stock class.
+    """
+
+    def parse_mm_data(
+        self, mm_data: MultiModalDataDict, *, validate: bool = True
+    ) -> MultiModalDataItems:
+        items = super().parse_mm_data(mm_data, validate=validate)
+        audios = items.get("audio")
+        if isinstance(audios, AudioProcessorItems):
+            for index in range(len(audios)):
+                samples = audios.get(index)
+                if samples is None:  # known from an earlier request
+                    continue
+                if len(samples) == 0:
+                    raise ValueError(f"audio {index} must have at least one sample")
+                if not np.isfinite(samples).all():
+                    raise ValueError(
+                        f"audio {index} must be finite samples, usually from -1 to 1; "
+                        f"found {np.count_nonzero(~np.isfinite(samples))} that are "
+                        f"NaN or infinite, of {np.size(samples)}"
+                    )
+        return items
+
+
+def compile_encoder(
+    root: nn.Module,
+    regions: Mapping[type[nn.Module], type[nn.Module]],
+    vllm_config: VllmConfig,
+    *,
+    step: int,
+    limit: int | None = None,
+) -> None:
+    """Exchange classes below `root` in place: its regions, and attention.
+
+    Arguments are those of `adopt`.
+    """
+    adopt(root, regions, vllm_config, limit=limit, step=step)
+    use_our_attention(root)
 
 
 def _why_not(vllm_config: VllmConfig) -> str | None:

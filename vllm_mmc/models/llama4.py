@@ -29,9 +29,7 @@ from vllm.model_executor.models.mllama4 import (
     pixel_shuffle,
 )
 
-from vllm_mmc.attention.mm_encoder_attention import use_our_attention
 from vllm_mmc.compilation.decorators import (
-    adopt,
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
@@ -39,7 +37,7 @@ from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.layers.activation import gelu_
 from vllm_mmc.layers.rotary_embedding import apply_rotary_emb, cos_sin
-from vllm_mmc.models.interfaces import SupportsCompiledEncoder
+from vllm_mmc.models.interfaces import SupportsCompiledEncoder, compile_encoder
 
 # === Vision Encoder === #
 
@@ -179,8 +177,7 @@ class CompiledLlama4VisionModel(Llama4VisionModel):
         vllm_config = get_current_vllm_config()
         with stock_compile_off(vllm_config):
             super().__init__(config, quant_config=quant_config, prefix=prefix)
-        adopt(self, ENCODER_REGIONS, vllm_config, step=self.num_patches)
-        use_our_attention(self)
+        compile_encoder(self, ENCODER_REGIONS, vllm_config, step=self.num_patches)
 
     def forward(self, images_flattened: torch.Tensor) -> torch.Tensor:
         tiles = images_flattened.shape[0]

@@ -22,15 +22,13 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.model_executor.models.utils import cast_overflow_tensors
 
-from vllm_mmc.attention.mm_encoder_attention import use_our_attention
 from vllm_mmc.compilation.decorators import (
-    adopt,
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
 from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
-from vllm_mmc.models.interfaces import SupportsCompiledEncoder
+from vllm_mmc.models.interfaces import SupportsCompiledEncoder, compile_encoder
 
 # === Vision Encoder === #
 
@@ -116,8 +114,9 @@ class CompiledQwen2_5_VisionTransformer(Qwen2_5_VisionTransformer):
             super().__init__(
                 vision_config, norm_eps, quant_config=quant_config, prefix=prefix
             )
-        adopt(self, ENCODER_REGIONS, vllm_config, step=self.spatial_merge_unit)
-        use_our_attention(self)
+        compile_encoder(
+            self, ENCODER_REGIONS, vllm_config, step=self.spatial_merge_unit
+        )
 
     @encoder_forward
     def forward(

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Real pictures: a photograph, the same at any size, and a video panned over it."""
+"""Real pictures and speech: a photograph at any size, a video, a recorded voice."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+
+SPEECH_RATE = 16000
+"""Samples per second of the recording, and of what the models take."""
 
 
 def photograph() -> "Image":
@@ -58,3 +61,54 @@ def video(num_frames: int, width: int, height: int) -> "np.ndarray[Any, Any]":
     scene = np.asarray(photograph_at(width + 4 * (num_frames - 1), height))
     lefts = [4 * i for i in range(num_frames)]
     return np.stack([scene[:, left : left + width] for left in lefts])
+
+
+def speech(seconds: float, *, rate: int = SPEECH_RATE) -> "np.ndarray[Any, Any]":
+    """Returns the beginning of a recorded conversation, from where it gets loud.
+
+    The recording is 30 s long, at 16 kHz, and comes under the MIT licence with the
+    wheel of pyannote.audio, of which nothing else is used:
+    `pip install --no-deps pyannote-audio`. Longer speech is the same again.
+
+    Args:
+        seconds: more than 0.
+        rate: samples per second to resample to, linearly.
+
+    Returns:
+        float32 [seconds * rate] between -1 and 1.
+
+    Raises:
+        ImportError: if that wheel is not installed.
+    """
+    import wave
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    import numpy as np
+
+    try:
+        wheel = distribution("pyannote-audio")
+    except PackageNotFoundError as error:
+        raise ImportError(
+            "the recorded voice is not here: pip install --no-deps pyannote-audio"
+        ) from error
+    path = str(wheel.locate_file("pyannote/audio/sample/sample.wav"))
+    with wave.open(path) as recording:
+        samples = np.frombuffer(recording.readframes(recording.getnframes()), "<i2")
+    samples = np.roll(samples, -6 * SPEECH_RATE)  # it begins with 6 s of silence
+    times = np.arange(round(seconds * rate)) * (SPEECH_RATE / rate)
+    found = np.interp(times, np.arange(len(samples)), samples, period=len(samples))
+    return (found / 32768).astype(np.float32)
+
+
+def wav(samples: "np.ndarray[Any, Any]", rate: int = SPEECH_RATE) -> bytes:
+    """Returns a WAV file of 16 bits: [samples] is mono, [samples, channels] more."""
+    import io
+    import wave
+
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1 if samples.ndim == 1 else samples.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).round().clip(-32768, 32767).astype("<i2"))
+    return buffer.getvalue()

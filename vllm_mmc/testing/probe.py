@@ -26,7 +26,6 @@ from vllm_mmc.testing.engine import (
 if TYPE_CHECKING:
     import numpy as np
 
-Size = tuple[int, int]
 MAX_TOKENS = 16
 
 
@@ -38,8 +37,8 @@ class Probe:
         checkpoint: directory of a tiny checkpoint; written first if it is not there.
         family: of the checkpoint, one of `checkpoints.FAMILIES`.
         depth: blocks of the checkpoint's encoder.
-        engine_args: beside `default_engine_args`.
-        prompts: one request each: the sizes (width, height) of its photographs.
+        engine_args: beside `default_engine_args` and the family's.
+        prompts: one request each: its items, as in `checkpoints.Family.samples`.
         timed_runs: encoder calls to time, on the largest input among the requests.
     """
 
@@ -47,7 +46,7 @@ class Probe:
     family: str
     depth: int
     engine_args: dict[str, Any]
-    prompts: list[list[Size]]
+    prompts: list[list[Any]]
     timed_runs: int = 21
 
 
@@ -131,14 +130,14 @@ def _answer(probe: Probe) -> Findings:
     import torch
     from vllm import LLM, SamplingParams
 
-    from vllm_mmc.testing import media
     from vllm_mmc.testing.checkpoints import FAMILIES
 
     family = FAMILIES[probe.family]
     if not Path(probe.checkpoint).exists():
         family.write(probe.checkpoint, depth=probe.depth)
     started = time.monotonic()
-    llm = LLM(**default_engine_args(probe.checkpoint, **probe.engine_args))
+    args = {**family.engine_args, **probe.engine_args}
+    llm = LLM(**default_engine_args(probe.checkpoint, **args))
     start_seconds = time.monotonic() - started
 
     calls: list[tuple[dict[str, Any], torch.Tensor]] = []
@@ -153,13 +152,9 @@ def _answer(probe: Probe) -> Findings:
         return items
 
     model.embed_multimodal = recorded
-    for sizes in probe.prompts:
-        prompt = {
-            "prompt": family.prompt("Who is this?", images=len(sizes)),
-            "multi_modal_data": {"image": [media.photograph_at(*s) for s in sizes]},
-        }
+    for items in probe.prompts:
         sampling = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
-        (answer,) = llm.generate([prompt], sampling, use_tqdm=False)
+        (answer,) = llm.generate([family.request(items)], sampling, use_tqdm=False)
         tokens.append(list(answer.outputs[0].token_ids))
 
     largest, _ = max(calls, key=lambda call: call[1].shape[0])
