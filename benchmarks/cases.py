@@ -24,6 +24,8 @@ class Case(ABC):
             output are seconds of compiling.
         forward_depth: blocks, for encoder_forward.py.
         forward_sizes: inputs, for encoder_forward.py.
+        stock_compiles: vLLM compiles this encoder too, so there is a "stock compiled".
+        engine_args: beside `default_engine_args`.
     """
 
     arch: ClassVar[str]
@@ -34,6 +36,8 @@ class Case(ABC):
     first_size: ClassVar[int]
     forward_depth: ClassVar[int]
     forward_sizes: ClassVar[tuple[int, ...]]
+    stock_compiles: ClassVar[bool] = True
+    engine_args: ClassVar[dict[str, Any]] = {}
 
     @abstractmethod
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
@@ -205,6 +209,77 @@ class Llama4(Case):
         }
 
 
+class Whisper(Case):
+    arch = "whisper"
+    stock = "vllm.model_executor.models.whisper:WhisperEncoder"
+    ours = "vllm_mmc.models.whisper:CompiledWhisperEncoder"
+    unit = "items of 30 s"
+    depths = (4, 8, 12)
+    first_size = 1
+    forward_depth = 12
+    forward_sizes = (1, 4)
+    stock_compiles = False
+    # Room for eight items in an encoder call.
+    engine_args: ClassVar = {
+        "limit_mm_per_prompt": {"audio": 1},
+        "max_model_len": 448,
+        "max_num_batched_tokens": 12000,
+    }
+
+    # As published with openai/whisper-small.
+    REAL: ClassVar = {
+        "d_model": 768,
+        "encoder_attention_heads": 12,
+        "encoder_ffn_dim": 3072,
+        "decoder_attention_heads": 12,
+        "num_mel_bins": 80,
+    }
+
+    def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
+        import torch
+
+        from vllm_mmc.testing.checkpoints import tiny_whisper
+
+        tiny_whisper(path, depth=1, dtype=getattr(torch, dtype))
+        file = path / "config.json"
+        config = json.loads(file.read_text())
+        config |= {"encoder_layers": depth, "decoder_layers": 1}
+        if blocks == "real":
+            config |= self.REAL
+        file.write_text(json.dumps(config, indent=2))
+        return path
+
+    def build(self, tower_class: type, vllm_config: Any) -> Any:
+        return tower_class(vllm_config=vllm_config, prefix="model.encoder")
+
+    def inputs(self, tower: Any, size: int) -> tuple[Any, ...]:
+        import torch
+
+        frames = tower.max_source_positions * tower.total_stride
+        generator = torch.Generator().manual_seed(size)
+        return (torch.randn(size, tower.num_mel_bins, frames, generator=generator),)
+
+    def request(self) -> dict[str, Any]:
+        from vllm_mmc.testing.checkpoints import FAMILIES
+
+        return FAMILIES["whisper"].request([3.0])
+
+
+class WhisperLarge(Whisper):
+    arch = "whisper_large"
+    forward_depth = 8
+    forward_sizes = (4,)
+
+    # As published with openai/whisper-large-v3.
+    REAL: ClassVar = {
+        "d_model": 1280,
+        "encoder_attention_heads": 20,
+        "encoder_ffn_dim": 5120,
+        "decoder_attention_heads": 20,
+        "num_mel_bins": 128,
+    }
+
+
 def _most_square(size: int, multiple: int) -> tuple[int, int]:
     """Returns height <= width, both multiples of `multiple`, with that product."""
     for height in range(int(size**0.5), 0, -1):
@@ -214,4 +289,6 @@ def _most_square(size: int, multiple: int) -> tuple[int, int]:
     raise ValueError(f"{size} is no product of two multiples of {multiple}")
 
 
-CASES: dict[str, Case] = {case.arch: case for case in (Qwen2_5_VL(), Llama4())}
+CASES: dict[str, Case] = {
+    case.arch: case for case in (Qwen2_5_VL(), Llama4(), Whisper(), WhisperLarge())
+}

@@ -70,6 +70,8 @@ def main() -> int:
         return _child(args.child)
 
     case = CASES[args.arch]
+    if not case.stock_compiles:
+        parser.error(f"--arch {args.arch}: vLLM compiles nothing of it to compare with")
     args.depth = args.depth or ([TARGET_DEPTH] if args.engine else list(case.depths))
     args.blocks = args.blocks or ("tiny" if args.engine else "real")
     environment = harness.environment()

@@ -55,7 +55,7 @@ def main() -> int:
         "--sizes",
         dest="sizes",
         type=harness.numbers,
-        help="input sizes, one item each (default: those of the case)",
+        help="input sizes (default: those of the case)",
     )
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
     parser.add_argument(
@@ -92,7 +92,7 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> int:
     )
     rows, red = [], []
     # One context, for the process groups of all towers; its config is the truth's.
-    with tower_context(checkpoint, dtype="float32") as config:
+    with tower_context(checkpoint, dtype="float32", **case.engine_args) as config:
         truth = _provider(case, "truth", case.stock, config, args.dtype)
         items = {size: towers.inputs(case, truth.tower, size) for size in args.sizes}
         truths = {size: truth(item) for size, item in items.items()}
@@ -165,7 +165,7 @@ class Provider:
             return self.tower(*inputs)
 
 
-def _config(checkpoint: Path, dtype: str, **compilation: Any) -> Any:
+def _config(case: Case, checkpoint: Path, dtype: str, **compilation: Any) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     from vllm_mmc.testing.engine import default_engine_args
@@ -175,6 +175,7 @@ def _config(checkpoint: Path, dtype: str, **compilation: Any) -> Any:
         dtype=dtype,
         mm_device_do_normalize=False,
         compilation_config=compilation,
+        **case.engine_args,
     )
     return EngineArgs(**engine_args).create_engine_config()
 
@@ -193,19 +194,22 @@ def _providers(case: Case, checkpoint: Path, dtype: str) -> list[Provider]:
     - stock eager: nothing is compiled (vLLM's mode 0, `--enforce-eager`).
     - stock default: vLLM as it starts, compile_mm_encoder off. The text model is
       compiled, and in the encoder the activation alone.
-    - stock compiled, ours: the same with compile_mm_encoder on.
+    - stock compiled, ours: the same with compile_mm_encoder on. The first of them only
+      if vLLM compiles this encoder.
     """
-    eager = _config(checkpoint, dtype, mode=0, compile_mm_encoder=False)
+    eager = _config(case, checkpoint, dtype, mode=0, compile_mm_encoder=False)
     off, on, on_too = (
-        _config(checkpoint, dtype, compile_mm_encoder=switch)
+        _config(case, checkpoint, dtype, compile_mm_encoder=switch)
         for switch in (False, True, True)
     )
-    return [
+    found = [
         _provider(case, EAGER, case.stock, eager, dtype),
         _provider(case, DEFAULT, case.stock, off, dtype),
-        _provider(case, COMPILED, case.stock, on, dtype),
         _provider(case, OURS, case.ours, on_too, dtype),
     ]
+    if case.stock_compiles:
+        found.insert(2, _provider(case, COMPILED, case.stock, on, dtype))
+    return found
 
 
 # ---------------------------------------------------------------- are they equal?
@@ -322,6 +326,18 @@ def _floor(tower: Any, run: Callable[[], Any]) -> Floor:
         rows = args[0].numel() // module.input_size
         product(module, rows, module.input_size, module.out_channels)
 
+    def convolution(module: Any, args: Any) -> None:
+        # As one product of all windows, laid out in rows.
+        (kernel,), (stride,), (padding,) = (
+            module.kernel_size,
+            module.stride,
+            module.padding,
+        )
+        channels, length = args[0].shape[-2:]
+        positions = (length + 2 * padding - kernel) // stride + 1
+        rows = args[0].numel() // (channels * length) * positions
+        product(module, rows, channels * kernel, module.out_channels)
+
     def attention(module: Any, args: Any, kwargs: Any) -> None:
         nonlocal attention_flops
         names = ("query", "key", "value", "cu_seqlens")
@@ -342,6 +358,10 @@ def _floor(tower: Any, run: Callable[[], Any]) -> Floor:
                 watch = patches
             elif isinstance(module, MMEncoderAttention):
                 watch, with_kwargs = attention, True
+            elif isinstance(module, nn.Conv1d) and (
+                (module.groups, *module.dilation) == (1, 1)
+            ):
+                watch = convolution
             elif isinstance(module, (nn.modules.conv._ConvNd, nn.MultiheadAttention)):
                 raise NotImplementedError(f"the floor does not know {name}: {module}")
             if watch is not None:
@@ -439,7 +459,9 @@ def _time(
     return rows
 
 
-def _ratio(spreads: dict[Any, dict[str, float]], of: str, to: str) -> float:
+def _ratio(spreads: dict[Any, dict[str, float]], of: str, to: str) -> float | None:
+    if of not in spreads:
+        return None
     return spreads[of]["median"] / spreads[to]["median"]
 
 

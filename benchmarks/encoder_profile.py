@@ -33,7 +33,7 @@ NAMES = {
     ROTARY: r"cpp_fused.*_sub_",
     COPIES: r"cpp_fused",
     ATTENTION: r"attention",
-    PRODUCTS: r"onednn_mm|mkldnn|^aten::(mm|addmm|linear)$",
+    PRODUCTS: r"onednn_mm|mkldnn|convolution|^aten::(mm|addmm|linear)$",
 }
 CALLS = 5
 
@@ -67,14 +67,14 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> None:
     )
     found = {}
     with (
-        tower_context(checkpoint, dtype=args.dtype),
+        tower_context(checkpoint, dtype=args.dtype, **case.engine_args),
         inductor.patch({"cpp.enable_kernel_profile": True}),
     ):
         for name, target, compilation in (
             (EAGER, case.stock, {"mode": 0}),
             (OURS, case.ours, {"compile_mm_encoder": True}),
         ):
-            config = _config(checkpoint, args.dtype, **compilation)
+            config = _config(case, checkpoint, args.dtype, **compilation)
             provider = _provider(case, name, target, config, args.dtype)
             inputs = towers.inputs(case, provider.tower, args.size)
             # Hooks would be compiled as well.
@@ -119,9 +119,9 @@ def _named_modules(tower: Any) -> Any:
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 
     norms = nn.LayerNorm, layernorm.RMSNorm
-    activations = nn.GELU, nn.SiLU, activation.SiluAndMul
+    activations = nn.GELU, nn.SiLU, activation.GELU, activation.SiluAndMul
     kinds: dict[str, tuple[type, ...]] = {
-        PRODUCTS: (LinearBase, nn.Linear, ConvLayerBase),
+        PRODUCTS: (LinearBase, nn.Linear, nn.Conv1d, ConvLayerBase),
         ATTENTION: (MMEncoderAttention,),
         NORM: norms,
         ROTARY: (common.ApplyRotaryEmb, RotaryEmbeddingBase),
