@@ -50,3 +50,11 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vllm_mmc.testing.checkpoints import tiny_whisper
 
     return tiny_whisper(tmp_path_factory.mktemp("whisper"), depth=4)
+
+
+@pytest.fixture(scope="session")
+def qwen3_asr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen3-ASR checkpoint."""
+    from vllm_mmc.testing.checkpoints import tiny_qwen3_asr
+
+    return tiny_qwen3_asr(tmp_path_factory.mktemp("qwen3_asr"), depth=4)

@@ -55,4 +55,11 @@ CATALOG = (
         stock="nothing",
         status="tested",
     ),
+    CatalogEntry(
+        architecture="Qwen3ASRForConditionalGeneration",
+        model="vllm_mmc.models.qwen3_asr:CompiledQwen3ASRForConditionalGeneration",
+        regions=("block",),
+        stock="nothing",
+        status="tested",
+    ),
 )

@@ -86,7 +86,18 @@ def whisper(model: nn.Module) -> Encoder:
     return Encoder(model, run, sizes, (16, 64), model.model.encoder.layers, regions=1)
 
 
-@pytest.fixture(scope="module", params=[qwen2_5_vl, llama4, whisper])
+def qwen3_asr(model: nn.Module) -> Encoder:
+    def run(frames: list[int]) -> torch.Tensor:
+        return model.audio_tower(torch.randn(128, sum(frames)), frames)
+
+    # One token, one chunk, one window, several windows, and clips of all of these.
+    sizes = [[1], [8], [9], [100], [101], [800], [2400], [1, 1], [9, 9, 9]]
+    sizes += [[100, 730, 50], [50, 2999, 801, 7], [100] * 16]
+    layers = model.audio_tower.layers
+    return Encoder(model, run, sizes, [50, 2999, 801, 7], layers, regions=1)
+
+
+@pytest.fixture(scope="module", params=[qwen2_5_vl, llama4, whisper, qwen3_asr])
 def encoder(request: pytest.FixtureRequest) -> Iterator[Encoder]:
     family = request.param.__name__
     checkpoint = request.getfixturevalue(family)

@@ -35,9 +35,10 @@ REGIONS = {
         "CompiledLlama4VisionPixelShuffleMLP",
     },
     "whisper": {"CompiledWhisperEncoderLayer"},
+    "qwen3_asr": {"CompiledQwen3OmniMoeAudioEncoderLayer"},
 }
 # Llama4's text model and its parent are both decorated, and both are counted.
-BACKBONES_SEEN = {"qwen2_5_vl": 1, "llama4": 2, "whisper": 1}
+BACKBONES_SEEN = {"qwen2_5_vl": 1, "llama4": 2, "whisper": 1, "qwen3_asr": 1}
 CLASSES = {entry.family: entry.compiled_architecture for entry in CATALOG}
 
 

@@ -24,6 +24,11 @@ from vllm_mmc.testing.checkpoints.qwen2_5_vl import (
     qwen2_5_vl_prompt,
     tiny_qwen2_5_vl,
 )
+from vllm_mmc.testing.checkpoints.qwen3_asr import (
+    load_hf_qwen3_asr_encoder,
+    qwen3_asr_prompt,
+    tiny_qwen3_asr,
+)
 from vllm_mmc.testing.checkpoints.whisper import (
     load_hf_whisper_encoder,
     tiny_whisper,
@@ -35,11 +40,14 @@ __all__ = [
     "Family",
     "llama4_prompt",
     "load_hf_llama4_encoder",
+    "load_hf_qwen3_asr_encoder",
     "load_hf_vision_tower",
     "load_hf_whisper_encoder",
     "qwen2_5_vl_prompt",
+    "qwen3_asr_prompt",
     "tiny_llama4",
     "tiny_qwen2_5_vl",
+    "tiny_qwen3_asr",
     "tiny_whisper",
     "whisper_prompt",
 ]
@@ -109,5 +117,14 @@ FAMILIES = {
         samples=([0.3], [3.0], [12.5], [30.0]),
         text="",
         engine_args={"limit_mm_per_prompt": {"audio": 1}, "max_model_len": 448},
+    ),
+    "qwen3_asr": Family(
+        "Qwen3-ASR",
+        tiny_qwen3_asr,
+        qwen3_asr_prompt,
+        modality="audio",
+        samples=([0.3], [3.0], [29.0], [12.5, 0.7]),
+        text="",
+        engine_args={"limit_mm_per_prompt": {"audio": 2}},
     ),
 }

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Qwen3-ASR with a compiled encoder: one graph, whatever the depth.
+
+Clips are cut into chunks of one second, which the convolutions see in one call, and
+then packed: [tokens, hidden], attending within windows. Host metadata is computed from
+the clips' lengths, which vLLM keeps on the host, before anything runs.
+
+One thing differs from stock on purpose: stock pads the last chunk of a clip to the
+longest chunk of its batch, which changes its last tokens. Here it is always padded to a
+whole chunk, as in Hugging Face's: a clip does not depend on the others.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import (
+    Qwen3OmniMoeAudioEncoderConfig,
+)
+from vllm.config import get_current_vllm_config
+from vllm.model_executor.layers.activation import GELU
+from vllm.model_executor.models.qwen2_5_omni_thinker import (
+    Qwen2_5OmniAudioFeatureInputs,
+)
+from vllm.model_executor.models.qwen3_asr import (
+    Qwen3ASRDummyInputsBuilder,
+    Qwen3ASRForConditionalGeneration,
+    Qwen3ASRMultiModalProcessor,
+    Qwen3ASRProcessingInfo,
+)
+from vllm.model_executor.models.qwen3_omni_moe_thinker import (
+    Qwen3OmniMoeAudioEncoder,
+    Qwen3OmniMoeAudioEncoderLayer,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.utils.torch_utils import async_tensor_h2d
+
+from vllm_mmc.compilation.decorators import (
+    should_torch_compile_mm_encoder,
+    support_torch_compile,
+)
+from vllm_mmc.compilation.regions import stock_compile_off
+from vllm_mmc.compilation.shapes import encoder_forward
+from vllm_mmc.layers.activation import gelu_
+from vllm_mmc.models.interfaces import (
+    RefusesBadAudio,
+    SupportsCompiledEncoder,
+    compile_encoder,
+)
+
+# === Audio Encoder === #
+
+
+class Qwen3AudioMetadata(NamedTuple):
+    """What depends on the lengths of the clips alone.
+
+    Attributes:
+        frames: [chunks, frames of a chunk] int64: the column of each; one behind the
+            last is padding.
+        tokens: [tokens] int64: those of the convolved chunks that are not padding.
+        cu_seqlens: [windows + 1] int32: where windows begin.
+        max_seqlen: the longest window, int32, on the host.
+        lengths: tokens of each clip, on the host.
+    """
+
+    frames: torch.Tensor
+    tokens: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: torch.Tensor
+    lengths: list[int]
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"hidden_states": 0, "cu_seqlens": 0},
+    enable_if=should_torch_compile_mm_encoder,
+    is_encoder=True,
+)
+class CompiledQwen3OmniMoeAudioEncoderLayer(Qwen3OmniMoeAudioEncoderLayer):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: torch.Tensor,
+    ) -> torch.Tensor:
+        # [tokens, hidden]
+        x = hidden_states + self.self_attn(
+            self.self_attn_layer_norm(hidden_states), cu_seqlens, max_seqlen
+        )
+        y, _ = self.fc1(self.final_layer_norm(x))
+        exact_gelu = isinstance(self.activation_fn, GELU)
+        y, _ = self.fc2(gelu_(y) if exact_gelu else self.activation_fn(y))
+        x = x + y
+        if x.dtype == torch.float16:
+            limit = torch.finfo(x.dtype).max - 1000
+            x = torch.clamp(x, min=-limit, max=limit)
+        return x
+
+
+class CompiledQwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoder):
+    """The encoder, also for serving stacks of your own.
+
+    `forward(input_features, feature_lens)` takes log-mel features [num_mel_bins,
+    frames], clip after clip, and the frames of each clip (on the host, or it waits for
+    the device); it returns [tokens, output_dim], clip after clip.
+    """
+
+    def __init__(
+        self, config: Qwen3OmniMoeAudioEncoderConfig, prefix: str = ""
+    ) -> None:
+        vllm_config = get_current_vllm_config()
+        with stock_compile_off(vllm_config):
+            super().__init__(config, prefix=prefix)
+        compile_encoder(self, ENCODER_REGIONS, vllm_config, step=1)
+
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        feature_lens: torch.Tensor | Sequence[int],
+        aftercnn_lens: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        metadata = self.prepare_encoder_metadata(feature_lens)
+        x = self.embed(input_features, metadata)
+        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
+        return x[: sum(metadata.lengths)]
+
+    def prepare_encoder_metadata(
+        self, feature_lens: torch.Tensor | Sequence[int]
+    ) -> Qwen3AudioMetadata:
+        """From the frames of each clip: numbers on the host, then one copy each."""
+        frames = np.asarray(feature_lens, dtype=np.int64)
+        chunk = self.n_window * 2
+        chunks = -(-frames // chunk)  # of each clip
+        clip = np.repeat(np.arange(len(frames)), chunks)
+        place = np.arange(len(clip)) - (chunks.cumsum() - chunks)[clip]
+        offset = np.arange(chunk) + (place * chunk)[:, None]
+        begin = (frames.cumsum() - frames)[clip, None]
+        column = np.where(offset < frames[clip, None], begin + offset, frames.sum())
+
+        positions = _after_cnn(chunk)
+        kept = _after_cnn(np.minimum(frames[clip] - place * chunk, chunk))
+        token = np.flatnonzero((np.arange(positions) < kept[:, None]).ravel())
+
+        lengths = np.bincount(clip, kept, len(frames)).astype(np.int64)
+        window = positions * (self.n_window_infer // chunk)
+        windows = -(-lengths // window)
+        owner = np.repeat(np.arange(len(lengths)), windows)
+        place = np.arange(len(owner)) - (windows.cumsum() - windows)[owner]
+        sizes = np.minimum(lengths[owner] - place * window, window)
+        if len(token) == 1:  # a graph takes for granted that there are more
+            token, sizes = token.repeat(2), sizes.repeat(2)
+
+        def on_device(x: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+            return async_tensor_h2d(torch.from_numpy(x).to(dtype), self.device)
+
+        return Qwen3AudioMetadata(
+            frames=on_device(column, torch.int64),
+            tokens=on_device(token, torch.int64),
+            cu_seqlens=on_device(np.append(0, sizes.cumsum()), torch.int32),
+            max_seqlen=torch.tensor(sizes.max(initial=0), dtype=torch.int32),
+            lengths=lengths.tolist(),
+        )
+
+    def embed(
+        self, input_features: torch.Tensor, metadata: Qwen3AudioMetadata
+    ) -> torch.Tensor:
+        """[num_mel_bins, frames] -> [tokens, d_model]."""
+        padded = F.pad(input_features, (0, 1))
+        # [num_mel_bins, chunks, frames of a chunk] -> [chunks, 1, num_mel_bins, frames]
+        x = padded[:, metadata.frames].transpose(0, 1).unsqueeze(1)
+        parts = []
+        for part in x.split(self.conv_chunksize):  # some hundred seconds: a lot
+            for convolution in (self.conv2d1, self.conv2d2, self.conv2d3):
+                part = gelu_(convolution(part))
+            parts.append(part)
+        x = torch.cat(parts) if len(parts) > 1 else parts[0]
+        # [chunks, channels, bins, positions] -> [chunks, positions, channels * bins]
+        x = self.conv_out(x.permute(0, 3, 1, 2).contiguous().flatten(2))
+        table = self.positional_embedding.positional_embedding
+        x = x + table[: x.shape[1]].to(x.dtype)
+        return x.flatten(0, 1)[metadata.tokens]
+
+    @encoder_forward
+    def forward_packed(
+        self, x: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: torch.Tensor
+    ) -> torch.Tensor:
+        # [tokens, d_model] -> [tokens, output_dim]
+        for layer in self.layers:
+            x = layer(x, cu_seqlens, max_seqlen)
+        return self.proj2(self.act(self.proj1(self.ln_post(x))))
+
+
+def _after_cnn(frames: np.ndarray | int) -> np.ndarray | int:
+    for _ in range(3):
+        frames = (frames - 1) // 2 + 1
+    return frames
+
+
+ENCODER_REGIONS = {
+    Qwen3OmniMoeAudioEncoder: CompiledQwen3OmniMoeAudioEncoder,
+    Qwen3OmniMoeAudioEncoderLayer: CompiledQwen3OmniMoeAudioEncoderLayer,
+}
+
+
+class CompiledQwen3ASRProcessingInfo(RefusesBadAudio, Qwen3ASRProcessingInfo):
+    pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen3ASRMultiModalProcessor,
+    info=CompiledQwen3ASRProcessingInfo,
+    dummy_inputs=Qwen3ASRDummyInputsBuilder,
+)
+class CompiledQwen3ASRForConditionalGeneration(
+    SupportsCompiledEncoder, Qwen3ASRForConditionalGeneration
+):
+    encoder_regions = ENCODER_REGIONS
+    encoder_step = 1
+
+    def encoder_tokens(self, embeddings: int) -> int:
+        return embeddings
+
+    def run_dummy_encoder(self, tokens: int) -> None:
+        encoder = self.audio_tower
+        tokens = max(tokens, 2)
+        x = encoder.conv_out.weight.new_zeros(tokens, encoder.ln_post.weight.shape[0])
+        cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32, device=x.device)
+        encoder.forward_packed(x, cu_seqlens, torch.tensor(tokens, dtype=torch.int32))
+
+    def _process_audio_input(
+        self, audio_input: Qwen2_5OmniAudioFeatureInputs
+    ) -> Iterable[torch.Tensor]:
+        encoder = self.audio_tower
+        if not isinstance(encoder, CompiledQwen3OmniMoeAudioEncoder):
+            return super()._process_audio_input(audio_input)
+        # The lengths are on the host, and stay there.
+        lengths = audio_input["audio_feature_lengths"]
+        features = encoder(audio_input["input_features"].to(encoder.dtype), lengths)
+        sizes = (_after_cnn(lengths % 100) + lengths // 100 * 13).tolist()
+        return features.split(sizes)
