@@ -12,7 +12,7 @@ whole chunk, as in Hugging Face's: a clip does not depend on the others.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ class CompiledQwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoder):
         frames = np.asarray(feature_lens, dtype=np.int64)
         chunk = self.n_window * 2
         chunks = -(-frames // chunk)  # of each clip
-        clip = np.repeat(np.arange(len(frames)), chunks)
+        clip: np.ndarray = np.repeat(np.arange(len(frames)), chunks)
         place = np.arange(len(clip)) - (chunks.cumsum() - chunks)[clip]
         offset = np.arange(chunk) + (place * chunk)[:, None]
         begin = (frames.cumsum() - frames)[clip, None]
@@ -146,7 +146,7 @@ class CompiledQwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoder):
         lengths = np.bincount(clip, kept, len(frames)).astype(np.int64)
         window = positions * (self.n_window_infer // chunk)
         windows = -(-lengths // window)
-        owner = np.repeat(np.arange(len(lengths)), windows)
+        owner: np.ndarray = np.repeat(np.arange(len(lengths)), windows)
         place = np.arange(len(owner)) - (windows.cumsum() - windows)[owner]
         sizes = np.minimum(lengths[owner] - place * window, window)
         if len(token) == 1:  # a graph takes for granted that there are more
@@ -192,7 +192,8 @@ class CompiledQwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoder):
         return self.proj2(self.act(self.proj1(self.ln_post(x))))
 
 
-def _after_cnn(frames: np.ndarray | int) -> np.ndarray | int:
+def _after_cnn(frames: Any) -> Any:
+    """Of each number of frames, what three convolutions of stride 2 leave."""
     for _ in range(3):
         frames = (frames - 1) // 2 + 1
     return frames
