@@ -280,6 +280,69 @@ class WhisperLarge(Whisper):
     }
 
 
+class Qwen3ASR(Case):
+    arch = "qwen3_asr"
+    stock = "vllm.model_executor.models.qwen3_omni_moe_thinker:Qwen3OmniMoeAudioEncoder"
+    ours = "vllm_mmc.models.qwen3_asr:CompiledQwen3OmniMoeAudioEncoder"
+    unit = "clips of mixed length"
+    depths = (4, 8, 24)
+    first_size = 1
+    forward_depth = 8
+    forward_sizes = (8, 1)
+    stock_compiles = False
+    engine_args: ClassVar = {"limit_mm_per_prompt": {"audio": 1}}
+
+    # As published with Qwen/Qwen3-ASR-1.7B.
+    REAL: ClassVar = {
+        "d_model": 1024,
+        "encoder_attention_heads": 16,
+        "encoder_ffn_dim": 4096,
+        "downsample_hidden_size": 480,
+        "output_dim": 2048,
+    }
+    FRAMES = (300, 50, 2900, 730, 1250, 100, 1999, 413)  # of 10 ms
+
+    def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
+        import torch
+
+        from vllm_mmc.testing.checkpoints import tiny_qwen3_asr
+
+        tiny_qwen3_asr(path, depth=1, dtype=getattr(torch, dtype))
+        file = path / "config.json"
+        config = json.loads(file.read_text())
+        audio = config["thinker_config"]["audio_config"]
+        audio |= {"encoder_layers": depth, "num_hidden_layers": depth}
+        if blocks == "real":
+            audio |= self.REAL
+            width = self.REAL["output_dim"]
+            text = config["thinker_config"]["text_config"]
+            text |= {"hidden_size": width, "num_attention_heads": width // 32}
+        file.write_text(json.dumps(config, indent=2))
+        return path
+
+    def build(self, tower_class: type, vllm_config: Any) -> Any:
+        config = vllm_config.model_config.hf_config.thinker_config
+        return tower_class(config.audio_config, prefix="audio_tower")
+
+    def inputs(self, tower: Any, size: int) -> tuple[Any, ...]:
+        import torch
+        from vllm.model_executor.models.qwen3_asr import (
+            _get_feat_extract_output_lengths,
+        )
+
+        if size > len(self.FRAMES):
+            raise ValueError(f"at most {len(self.FRAMES)} clips")
+        frames = torch.tensor(self.FRAMES[:size])
+        generator = torch.Generator().manual_seed(size)
+        mel = torch.randn(tower.num_mel_bins, int(frames.sum()), generator=generator)
+        return mel, frames, _get_feat_extract_output_lengths(frames)
+
+    def request(self) -> dict[str, Any]:
+        from vllm_mmc.testing.checkpoints import FAMILIES
+
+        return FAMILIES["qwen3_asr"].request([3.0])
+
+
 def _most_square(size: int, multiple: int) -> tuple[int, int]:
     """Returns height <= width, both multiples of `multiple`, with that product."""
     for height in range(int(size**0.5), 0, -1):
@@ -290,5 +353,6 @@ def _most_square(size: int, multiple: int) -> tuple[int, int]:
 
 
 CASES: dict[str, Case] = {
-    case.arch: case for case in (Qwen2_5_VL(), Llama4(), Whisper(), WhisperLarge())
+    case.arch: case
+    for case in (Qwen2_5_VL(), Llama4(), Whisper(), WhisperLarge(), Qwen3ASR())
 }

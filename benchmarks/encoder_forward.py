@@ -314,7 +314,10 @@ def _floor(tower: Any, run: Callable[[], Any]) -> Floor:
 
     def linear(module: Any, args: Any) -> None:
         sizes = (
-            (module.input_size_per_partition, module.output_size_per_partition)
+            (
+                getattr(module, "input_size_per_partition", module.input_size),
+                getattr(module, "output_size_per_partition", module.output_size),
+            )
             if isinstance(module, LinearBase)
             else (module.in_features, module.out_features)
         )
@@ -326,17 +329,10 @@ def _floor(tower: Any, run: Callable[[], Any]) -> Floor:
         rows = args[0].numel() // module.input_size
         product(module, rows, module.input_size, module.out_channels)
 
-    def convolution(module: Any, args: Any) -> None:
+    def convolution(module: Any, args: Any, output: Any) -> None:
         # As one product of all windows, laid out in rows.
-        (kernel,), (stride,), (padding,) = (
-            module.kernel_size,
-            module.stride,
-            module.padding,
-        )
-        channels, length = args[0].shape[-2:]
-        positions = (length + 2 * padding - kernel) // stride + 1
-        rows = args[0].numel() // (channels * length) * positions
-        product(module, rows, channels * kernel, module.out_channels)
+        rows = output.numel() // module.out_channels
+        product(module, rows, module.weight[0].numel(), module.out_channels)
 
     def attention(module: Any, args: Any, kwargs: Any) -> None:
         nonlocal attention_flops
@@ -358,10 +354,8 @@ def _floor(tower: Any, run: Callable[[], Any]) -> Floor:
                 watch = patches
             elif isinstance(module, MMEncoderAttention):
                 watch, with_kwargs = attention, True
-            elif isinstance(module, nn.Conv1d) and (
-                (module.groups, *module.dilation) == (1, 1)
-            ):
-                watch = convolution
+            elif isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups == 1:
+                hooks.callback(module.register_forward_hook(convolution).remove)
             elif isinstance(module, (nn.modules.conv._ConvNd, nn.MultiheadAttention)):
                 raise NotImplementedError(f"the floor does not know {name}: {module}")
             if watch is not None:

@@ -121,7 +121,7 @@ def _named_modules(tower: Any) -> Any:
     norms = nn.LayerNorm, layernorm.RMSNorm
     activations = nn.GELU, nn.SiLU, activation.GELU, activation.SiluAndMul
     kinds: dict[str, tuple[type, ...]] = {
-        PRODUCTS: (LinearBase, nn.Linear, nn.Conv1d, ConvLayerBase),
+        PRODUCTS: (LinearBase, nn.Linear, nn.Conv1d, nn.Conv2d, ConvLayerBase),
         ATTENTION: (MMEncoderAttention,),
         NORM: norms,
         ROTARY: (common.ApplyRotaryEmb, RotaryEmbeddingBase),
