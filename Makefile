@@ -21,8 +21,9 @@ help: ## show this list
 
 setup: $(READY) ## prepare .venv: vLLM for CPU, this package, the tools
 
-demo: $(READY) ## stock against compiled, on this machine
+demo: $(READY) ## stock against compiled, on this machine: pictures, then speech
 	$(BIN)/vllm-mmc demo
+	$(BIN)/vllm-mmc demo --model whisper
 
 test: $(READY) ## the tests: engines and servers beside all others
 	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-engines test-rest
