@@ -120,6 +120,7 @@ def check(tmp_path: Path, order: list[tuple[str, str, str]]) -> None:
 REDUCED = [("stock", "none", "sin"), ("ours", "none", "sin"), ("ours", "none", "cos")]
 
 
+@pytest.mark.slow  # three processes, each with four compilations
 def test_some_cells(tmp_path: Path) -> None:
     check(tmp_path, REDUCED)
 

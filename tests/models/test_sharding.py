@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vllm_mmc.compilation.counters import counters
+from vllm_mmc.testing.checkpoints import FAMILIES
 from vllm_mmc.testing.engine import load_model, tower_context
 from vllm_mmc.testing.parity import assert_close
 
@@ -30,8 +31,28 @@ def llama4() -> dict[str, Any]:
     }
 
 
-INPUTS = {"qwen2_5_vl": qwen2_5_vl, "llama4": llama4}
-REGIONS = {"qwen2_5_vl": 3, "llama4": 4}
+def whisper() -> dict[str, Any]:
+    return {"input_features": torch.randn(3, 80, 3000)}
+
+
+def qwen3_asr() -> dict[str, Any]:
+    frames = torch.tensor([230, 50, 900])
+    return {
+        "input_audio_features": torch.randn(128, int(frames.sum())),
+        "audio_feature_lengths": frames,
+        "feature_attention_mask": torch.ones(3, 900),
+    }
+
+
+INPUTS = {
+    "qwen2_5_vl": qwen2_5_vl,
+    "llama4": llama4,
+    "whisper": whisper,
+    "qwen3_asr": qwen3_asr,
+}
+REGIONS = {"qwen2_5_vl": 3, "llama4": 4, "whisper": 1, "qwen3_asr": 1}
+CASES = [(family, "weights") for family in INPUTS]
+CASES += [(family, "data") for family in ("qwen2_5_vl", "llama4")]  # as in vLLM
 
 
 def embed(
@@ -40,6 +61,12 @@ def embed(
     torch.manual_seed(0)
     inputs = INPUTS[family]()
     outputs = []
+    args = {
+        **FAMILIES[family].engine_args,
+        # Room for three items of any kind.
+        "max_num_batched_tokens": 8192,
+        "limit_mm_per_prompt": {FAMILIES[family].modality: 3, "video": 0},
+    }
     with tower_context(
         checkpoint,
         compile_mm_encoder=True,
@@ -47,9 +74,8 @@ def embed(
         world_size=2,
         rendezvous=directory / "rendezvous",
         mm_encoder_tp_mode=tp_mode,
-        # Two images per prompt are the default of the tiny engine.
-        limit_mm_per_prompt={"image": 3, "video": 0},
         distributed_executor_backend="mp",
+        **args,
     ) as vllm_config:
         model = load_model(vllm_config)
         for eager in (True, False):
@@ -64,9 +90,8 @@ def embed(
     torch.save([torch.cat(items) for items in outputs], directory / f"{rank}.pt")
 
 
-@pytest.mark.slow  # three or four cold compilations on each of two ranks
-@pytest.mark.parametrize("tp_mode", ["weights", "data"])
-@pytest.mark.parametrize("family", INPUTS)
+@pytest.mark.slow  # up to four cold compilations on each of two ranks
+@pytest.mark.parametrize(("family", "tp_mode"), CASES)
 def test_two_ranks_equal_eager(
     family: str,
     tp_mode: str,

@@ -30,6 +30,7 @@ from vllm.model_executor.models.qwen3_asr import (
     Qwen3ASRForConditionalGeneration,
     Qwen3ASRMultiModalProcessor,
     Qwen3ASRProcessingInfo,
+    _get_feat_extract_output_lengths,
 )
 from vllm.model_executor.models.qwen3_omni_moe_thinker import (
     Qwen3OmniMoeAudioEncoder,
@@ -130,7 +131,7 @@ class CompiledQwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoder):
         self, feature_lens: torch.Tensor | Sequence[int]
     ) -> Qwen3AudioMetadata:
         """From the frames of each clip: numbers on the host, then one copy each."""
-        frames = np.asarray(feature_lens, dtype=np.int64)
+        frames = torch.as_tensor(feature_lens, dtype=torch.int64, device="cpu").numpy()
         chunk = self.n_window * 2
         chunks = -(-frames // chunk)  # of each clip
         clip: np.ndarray = np.repeat(np.arange(len(frames)), chunks)
@@ -159,7 +160,7 @@ class CompiledQwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoder):
             frames=on_device(column, torch.int64),
             tokens=on_device(token, torch.int64),
             cu_seqlens=on_device(np.append(0, sizes.cumsum()), torch.int32),
-            max_seqlen=torch.tensor(sizes.max(initial=0), dtype=torch.int32),
+            max_seqlen=_on_host(sizes.max(initial=0)),
             lengths=lengths.tolist(),
         )
 
@@ -216,6 +217,10 @@ def _after_cnn(frames: Any) -> Any:
     return frames
 
 
+def _on_host(number: int) -> torch.Tensor:
+    return torch.tensor(number, dtype=torch.int32, device="cpu")
+
+
 ENCODER_REGIONS = {
     Qwen3OmniMoeAudioEncoder: CompiledQwen3OmniMoeAudioEncoder,
     Qwen3OmniMoeAudioEncoderLayer: CompiledQwen3OmniMoeAudioEncoderLayer,
@@ -245,7 +250,7 @@ class CompiledQwen3ASRForConditionalGeneration(
         tokens = max(tokens, 2)
         x = encoder.conv_out.weight.new_zeros(tokens, encoder.ln_post.weight.shape[0])
         cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32, device=x.device)
-        encoder.forward_packed(x, cu_seqlens, torch.tensor(tokens, dtype=torch.int32))
+        encoder.forward_packed(x, cu_seqlens, _on_host(tokens))
 
     def _process_audio_input(
         self, audio_input: Qwen2_5OmniAudioFeatureInputs
@@ -256,5 +261,4 @@ class CompiledQwen3ASRForConditionalGeneration(
         # The lengths are on the host, and stay there.
         lengths = audio_input["audio_feature_lengths"]
         features = encoder(audio_input["input_features"].to(encoder.dtype), lengths)
-        sizes = (_after_cnn(lengths % 100) + lengths // 100 * 13).tolist()
-        return features.split(sizes)
+        return features.split(_get_feat_extract_output_lengths(lengths).tolist())
