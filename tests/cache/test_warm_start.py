@@ -61,14 +61,8 @@ def start(root: Path, *args: object) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        # The engines of tests/e2e load in this mode.
-        pytest.param(2, marks=pytest.mark.slow),
-        3,
-    ],
-)
+@pytest.mark.slow  # two processes; engines that load are in tests/e2e
+@pytest.mark.parametrize("mode", [2, 3])
 def test_a_second_start_elsewhere(mode: int, qwen2_5_vl: Path, tmp_path: Path) -> None:
     there, here = tmp_path / "there", tmp_path / "here"
     cold = start(there, qwen2_5_vl, mode, "cold", tmp_path / "cold.pt")

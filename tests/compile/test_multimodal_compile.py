@@ -66,7 +66,7 @@ def model_class(llm: LLM) -> str:
     return llm.apply_model(lambda model: type(model).__name__)[0]
 
 
-SLOW = {"qwen3_asr"}  # one engine more; Whisper's is an audio encoder too
+SLOW = {"whisper", "qwen3_asr"}  # an engine each; servers are in tests/e2e
 
 
 @pytest.mark.parametrize(

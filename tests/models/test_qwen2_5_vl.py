@@ -166,6 +166,7 @@ def test_item_alone_equals_item_in_a_batch(qwen2_5_vl: Path) -> None:
         assert_close(f"item {index}", part, expected, ratio=1e-5)
 
 
+@pytest.mark.slow  # three ranges of each region; tests/compile/test_shapes.py has one
 def test_no_request_compiles(qwen2_5_vl: Path) -> None:
     """After the warm-up, which a model does before its first forward."""
     rng = random.Random(0)

@@ -245,9 +245,7 @@ def test_inspection_finds_what_the_stock_class_supports(
         pairs = []
         for entry in CATALOG:
             expected = _ModelInfo.from_model_cls(stock[entry].load_model_cls())
-            # A process each, so: both names of the first only.
-            names = [entry.architecture, entry.compiled_architecture]
-            for name in names if entry is CATALOG[0] else names[1:]:
+            for name in (entry.architecture, entry.compiled_architecture):
                 info, found = ModelRegistry.inspect_model_cls(name, config)
                 assert found == name
                 pairs.append((dataclasses.asdict(expected), dataclasses.asdict(info)))
