@@ -3,7 +3,9 @@
 """GELU between two matrix products, where there is nothing to fuse it with."""
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+from vllm.model_executor.layers.activation import GELU
 
 _library = torch.library.Library("vllm_mmc", "FRAGMENT")
 _library.define("gelu_(Tensor(a!) x) -> ()")
@@ -36,3 +38,8 @@ def gelu_(x: torch.Tensor) -> torch.Tensor:
         return F.gelu(x)
     torch.ops.vllm_mmc.gelu_(x)
     return x
+
+
+def activate_(activation_fn: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`activation_fn(x)`, by `gelu_` if it is vLLM's exact GELU: see there."""
+    return gelu_(x) if isinstance(activation_fn, GELU) else activation_fn(x)

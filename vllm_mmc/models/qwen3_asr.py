@@ -21,7 +21,6 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import (
     Qwen3OmniMoeAudioEncoderConfig,
 )
 from vllm.config import get_current_vllm_config
-from vllm.model_executor.layers.activation import GELU
 from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniAudioFeatureInputs,
 )
@@ -45,7 +44,7 @@ from vllm_mmc.compilation.decorators import (
 )
 from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
-from vllm_mmc.layers.activation import gelu_
+from vllm_mmc.layers.activation import activate_, gelu_
 from vllm_mmc.models.interfaces import (
     RefusesBadAudio,
     SupportsCompiledEncoder,
@@ -91,8 +90,7 @@ class CompiledQwen3OmniMoeAudioEncoderLayer(Qwen3OmniMoeAudioEncoderLayer):
             self.self_attn_layer_norm(hidden_states), cu_seqlens, max_seqlen
         )
         y, _ = self.fc1(self.final_layer_norm(x))
-        exact_gelu = isinstance(self.activation_fn, GELU)
-        y, _ = self.fc2(gelu_(y) if exact_gelu else self.activation_fn(y))
+        y, _ = self.fc2(activate_(self.activation_fn, y))
         x = x + y
         if x.dtype == torch.float16:
             limit = torch.finfo(x.dtype).max - 1000

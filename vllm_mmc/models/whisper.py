@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.activation import GELU
 from vllm.model_executor.models.utils import cast_overflow_tensors
 from vllm.model_executor.models.whisper import (
     WhisperDummyInputsBuilder,
@@ -31,7 +30,7 @@ from vllm_mmc.compilation.decorators import (
 )
 from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
-from vllm_mmc.layers.activation import gelu_
+from vllm_mmc.layers.activation import activate_, gelu_
 from vllm_mmc.models.interfaces import (
     RefusesBadAudio,
     SupportsCompiledEncoder,
@@ -48,8 +47,7 @@ class CompiledWhisperEncoderAttention(WhisperEncoderAttention, MMEncoderAttentio
 class CompiledWhisperMLP(WhisperMLP):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         x, _ = self.fc1(hidden_states)
-        exact_gelu = isinstance(self.activation_fn, GELU)
-        return self.fc2(gelu_(x) if exact_gelu else self.activation_fn(x))[0]
+        return self.fc2(activate_(self.activation_fn, x))[0]
 
 
 @support_torch_compile(
