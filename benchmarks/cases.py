@@ -5,6 +5,7 @@
 Nothing heavy is imported before a method is called.
 """
 
+import importlib
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -25,6 +26,8 @@ class Case(ABC):
         forward_depth: blocks, for encoder_forward.py.
         forward_sizes: inputs, for encoder_forward.py.
         stock_compiles: vLLM compiles this encoder too, so there is a "stock compiled".
+        stock_is_native: it has vLLM's layers, not Hugging Face's: their parameters
+            have other names, and the floor does not know them.
         engine_args: beside `default_engine_args`.
     """
 
@@ -37,6 +40,7 @@ class Case(ABC):
     forward_depth: ClassVar[int]
     forward_sizes: ClassVar[tuple[int, ...]]
     stock_compiles: ClassVar[bool] = True
+    stock_is_native: ClassVar[bool] = True
     engine_args: ClassVar[dict[str, Any]] = {}
 
     @abstractmethod
@@ -54,6 +58,19 @@ class Case(ABC):
     @abstractmethod
     def build(self, tower_class: type, vllm_config: Any) -> Any:
         """Returns the encoder, built as vLLM's model class builds it."""
+
+    def shapes(self, tower: Any, vllm_config: Any) -> dict[str, tuple[int, ...]]:
+        """Returns the parameters to draw, the same for every class of encoder."""
+        return {name: tuple(p.shape) for name, p in tower.named_parameters()}
+
+    def load(self, tower: Any, weights: dict[str, Any]) -> None:
+        """Gives the encoder these parameters."""
+        for name, parameter in tower.named_parameters():
+            parameter.copy_(weights[name])
+
+    def call(self, tower: Any, *args: Any) -> Any:
+        """Runs the encoder as vLLM's model runs it, and returns its embeddings."""
+        return tower(*args)
 
     @abstractmethod
     def inputs(self, tower: Any, size: int) -> tuple[Any, ...]:
@@ -280,6 +297,171 @@ class WhisperLarge(Whisper):
     }
 
 
+MIXED_FRAMES = (300, 50, 2900, 730, 1250, 100, 1999, 413)  # of 10 ms, a clip each
+
+
+class HuggingFaceAudio(Case):
+    """An audio encoder that vLLM takes from Hugging Face, and ours does not."""
+
+    stock_compiles = False
+    stock_is_native = False
+    depths = (4, 8, 32)
+    first_size = 1
+    forward_depth = 8
+
+    def shapes(self, tower: Any, vllm_config: Any) -> dict[str, tuple[int, ...]]:
+        import torch
+
+        with torch.device("meta"):
+            theirs = self.build(_class(self.stock), vllm_config)
+        return {name: tuple(p.shape) for name, p in theirs.named_parameters()}
+
+    def load(self, tower: Any, weights: dict[str, Any]) -> None:
+        if isinstance(tower, _class(self.ours)):
+            tower.load_weights(weights.items())
+        else:
+            super().load(tower, weights)
+
+
+class Qwen2Audio(HuggingFaceAudio):
+    arch = "qwen2_audio"
+    stock = "transformers.models.qwen2_audio.modeling_qwen2_audio:Qwen2AudioEncoder"
+    ours = "vllm_mmc.models.qwen2_audio:CompiledQwen2AudioEncoder"
+    unit = "clips (see MIXES)"
+    forward_sizes = (1, 8, 103)
+    engine_args: ClassVar = {
+        "limit_mm_per_prompt": {"audio": 1},
+        "max_num_batched_tokens": 8192,
+    }
+
+    # As published with Qwen/Qwen2-Audio-7B-Instruct.
+    REAL: ClassVar = {
+        "d_model": 1280,
+        "encoder_attention_heads": 20,
+        "encoder_ffn_dim": 5120,
+    }
+    MIXES: ClassVar = {103: (50, 2900, 730)}  # frames of 10 ms; others are of 3 s
+
+    def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
+        import torch
+
+        from vllm_mmc.testing.checkpoints import tiny_qwen2_audio
+
+        tiny_qwen2_audio(path, depth=1, dtype=getattr(torch, dtype))
+        file = path / "config.json"
+        config = json.loads(file.read_text())
+        audio = config["audio_config"]
+        audio |= {"encoder_layers": depth, "num_hidden_layers": depth}
+        if blocks == "real":
+            audio |= self.REAL
+        file.write_text(json.dumps(config, indent=2))
+        return path
+
+    def build(self, tower_class: type, vllm_config: Any) -> Any:
+        config = vllm_config.model_config.hf_config.audio_config
+        if tower_class is _class(self.stock):
+            return tower_class(config)
+        return tower_class(vllm_config=vllm_config.with_hf_config(config))
+
+    def inputs(self, tower: Any, size: int) -> tuple[Any, ...]:
+        import torch
+
+        frames = torch.tensor(self.MIXES.get(size, (300,) * size))
+        generator = torch.Generator().manual_seed(size)
+        mel = torch.randn(len(frames), 128, 3000, generator=generator)
+        return mel, (torch.arange(3000) < frames[:, None]).long()
+
+    def call(self, tower: Any, *args: Any) -> Any:
+        """As the model class does, but for the projector behind the encoder."""
+        from types import SimpleNamespace
+
+        import torch
+        from torch import nn
+        from vllm.model_executor.models.qwen2_audio import (
+            Qwen2AudioForConditionalGeneration,
+        )
+
+        features, mask = args
+        if isinstance(tower, _class(self.ours)):
+            return tower(features, mask.sum(-1))
+        model = SimpleNamespace(audio_tower=tower, multi_modal_projector=nn.Identity())
+        given = {
+            "type": "audio_features",
+            "input_features": features,
+            "feature_attention_mask": mask,
+        }
+        process = Qwen2AudioForConditionalGeneration._process_audio_input
+        return torch.cat(process(model, given))
+
+    def request(self) -> dict[str, Any]:
+        from vllm_mmc.testing.checkpoints import FAMILIES
+
+        return FAMILIES["qwen2_audio"].request([3.0])
+
+
+class Qwen2_5Omni(HuggingFaceAudio):
+    arch = "qwen2_5_omni"
+    stock = (
+        "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni:Qwen2_5OmniAudioEncoder"
+    )
+    ours = "vllm_mmc.models.qwen2_5_omni:CompiledQwen2_5OmniAudioEncoder"
+    unit = "clips of mixed length"
+    forward_sizes = (8, 1)
+    engine_args: ClassVar = {
+        "limit_mm_per_prompt": {"audio": 1, "image": 0, "video": 0},
+        "max_num_batched_tokens": 8192,
+    }
+
+    # As published with Qwen/Qwen2.5-Omni-7B.
+    REAL: ClassVar = {
+        "d_model": 1280,
+        "encoder_attention_heads": 20,
+        "encoder_ffn_dim": 5120,
+        "output_dim": 3584,
+    }
+
+    def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
+        import torch
+
+        from vllm_mmc.testing.checkpoints import tiny_qwen2_5_omni
+
+        tiny_qwen2_5_omni(path, depth=2, dtype=getattr(torch, dtype))
+        file = path / "config.json"
+        config = json.loads(file.read_text())
+        audio = config["thinker_config"]["audio_config"]
+        audio |= {"encoder_layers": depth, "num_hidden_layers": depth}
+        if blocks == "real":
+            audio |= self.REAL
+        file.write_text(json.dumps(config, indent=2))
+        return path
+
+    def build(self, tower_class: type, vllm_config: Any) -> Any:
+        config = vllm_config.model_config.hf_config.thinker_config.audio_config
+        if tower_class is _class(self.stock):
+            return tower_class(config)
+        return tower_class(vllm_config=vllm_config.with_hf_config(config))
+
+    def inputs(self, tower: Any, size: int) -> tuple[Any, ...]:
+        import torch
+
+        frames = torch.tensor(MIXED_FRAMES[:size])
+        generator = torch.Generator().manual_seed(size)
+        return torch.randn(128, int(frames.sum()), generator=generator), frames
+
+    def call(self, tower: Any, *args: Any) -> Any:
+        features, frames = args
+        if isinstance(tower, _class(self.ours)):
+            return tower(features, frames)
+        lengths, _ = tower._get_feat_extract_output_lengths(frames)
+        found = tower(features, feature_lens=frames, aftercnn_lens=lengths)
+        return found.last_hidden_state
+
+    def request(self) -> dict[str, Any]:
+        from vllm_mmc.testing.checkpoints import FAMILIES
+
+        return FAMILIES["qwen2_5_omni"].request([3.0])
+
+
 class Qwen3ASR(Case):
     arch = "qwen3_asr"
     stock = "vllm.model_executor.models.qwen3_omni_moe_thinker:Qwen3OmniMoeAudioEncoder"
@@ -300,7 +482,6 @@ class Qwen3ASR(Case):
         "downsample_hidden_size": 480,
         "output_dim": 2048,
     }
-    FRAMES = (300, 50, 2900, 730, 1250, 100, 1999, 413)  # of 10 ms
 
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         import torch
@@ -330,9 +511,7 @@ class Qwen3ASR(Case):
             _get_feat_extract_output_lengths,
         )
 
-        if size > len(self.FRAMES):
-            raise ValueError(f"at most {len(self.FRAMES)} clips")
-        frames = torch.tensor(self.FRAMES[:size])
+        frames = torch.tensor(MIXED_FRAMES[:size])
         generator = torch.Generator().manual_seed(size)
         mel = torch.randn(tower.num_mel_bins, int(frames.sum()), generator=generator)
         return mel, frames, _get_feat_extract_output_lengths(frames)
@@ -341,6 +520,12 @@ class Qwen3ASR(Case):
         from vllm_mmc.testing.checkpoints import FAMILIES
 
         return FAMILIES["qwen3_asr"].request([3.0])
+
+
+def _class(target: str) -> Any:
+    """Returns the class that "module:Class" names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _most_square(size: int, multiple: int) -> tuple[int, int]:
@@ -354,5 +539,13 @@ def _most_square(size: int, multiple: int) -> tuple[int, int]:
 
 CASES: dict[str, Case] = {
     case.arch: case
-    for case in (Qwen2_5_VL(), Llama4(), Whisper(), WhisperLarge(), Qwen3ASR())
+    for case in (
+        Qwen2_5_VL(),
+        Llama4(),
+        Whisper(),
+        WhisperLarge(),
+        Qwen3ASR(),
+        Qwen2Audio(),
+        Qwen2_5Omni(),
+    )
 }

@@ -345,9 +345,11 @@ def _tower(spec: dict[str, Any], directory: Path) -> dict[str, Any]:
         # ("Inference tensors cannot be saved for backward").
         with torch.inference_mode():
             cpu = _cpu_seconds()
-            beyond, output = towers.seconds(tower, *args)
+            beyond, output = towers.seconds(case.call, tower, *args)
             cpu = _cpu_seconds() - cpu
-            later = [towers.seconds(tower, *args)[0] for _ in range(LATER_CALLS)]
+            later = [
+                towers.seconds(case.call, tower, *args)[0] for _ in range(LATER_CALLS)
+            ]
         torch.save(output.clone(), directory / "output.pt")
     return {
         "total_seconds": first["first_use_seconds"] + beyond,

@@ -100,11 +100,15 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> int:
         del truth
         gc.collect()
         providers = _providers(case, checkpoint, args.dtype)
+        native = providers[0]
+        if not case.stock_is_native:
+            config = native.vllm_config
+            native = _provider(case, FLOOR, case.ours, config, args.dtype)
         for size, item in items.items():
             checked = _check(providers, truths[size], item, size)
             red += [row for row in checked if not row["equal"]]
             if not red:
-                rows += _time(providers, item, args, checked)
+                rows += _time(providers, native, item, args, checked)
                 print(f"{size} {case.unit}: done", file=sys.stderr)
     if red:
         for row in red:
@@ -141,6 +145,7 @@ class Provider:
     """One way to run the encoder: a tower, and the config that it was built with."""
 
     name: str
+    case: Case
     tower: Any
     vllm_config: Any
     graphs: int = 0
@@ -162,7 +167,7 @@ class Provider:
 
     def __call__(self, inputs: tuple[Any, ...]) -> Any:
         with self.active():
-            return self.tower(*inputs)
+            return self.case.call(self.tower, *inputs)
 
 
 def _config(case: Case, checkpoint: Path, dtype: str, **compilation: Any) -> Any:
@@ -185,7 +190,8 @@ def _provider(case: Case, name: str, target: str, config: Any, dtype: str) -> Pr
     from vllm.config import set_current_vllm_config
 
     with set_current_vllm_config(config):
-        return Provider(name, towers.build(case, target, config, dtype), config)
+        tower = towers.build(case, target, config, dtype)
+    return Provider(name, case, tower, config)
 
 
 def _providers(case: Case, checkpoint: Path, dtype: str) -> list[Provider]:
@@ -338,7 +344,8 @@ def _floor(tower: Any, run: Callable[[], Any]) -> Floor:
         nonlocal attention_flops
         names = ("query", "key", "value", "cu_seqlens")
         given = dict(zip(names, args, strict=False)) | kwargs
-        batch, length = given["query"].shape[:2]
+        query = given["query"]
+        batch, length = query.shape[:2] if query.dim() > 2 else (1, len(query))
         lengths = torch.full((batch,), length)
         if (cu_seqlens := given.get("cu_seqlens")) is not None:
             lengths = cu_seqlens.diff().repeat(batch)
@@ -376,15 +383,19 @@ def _floor(tower: Any, run: Callable[[], Any]) -> Floor:
 
 def _time(
     providers: list[Provider],
+    native: Provider,
     inputs: tuple[Any, ...],
     args: argparse.Namespace,
     checked: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Lets the providers and the floor's shapes take turns; returns a row for each."""
+    """Lets the providers and the floor's shapes take turns; returns a row for each.
+
+    Args:
+        native: an eager encoder of vLLM's layers, whose products are the floor's.
+    """
     import towers
 
-    eager = providers[0]
-    floor = _floor(eager.tower, lambda: eager(inputs))
+    floor = _floor(native.tower, lambda: native(inputs))
 
     def all_of(calls: list[Callable[[], Any]]) -> None:
         for call in calls:
@@ -392,8 +403,8 @@ def _time(
 
     times: dict[Any, list[float]] = defaultdict(list)
     turns: list[tuple[Any, Provider, Callable[[], Any]]] = [
-        *((p.name, p, partial(p.tower, *inputs)) for p in providers),
-        *((s, eager, partial(all_of, c)) for s, c in floor.products.items()),
+        *((p.name, p, partial(p.case.call, p.tower, *inputs)) for p in providers),
+        *((s, native, partial(all_of, c)) for s, c in floor.products.items()),
     ]
     gc.collect()
     gc.disable()

@@ -41,15 +41,13 @@ def build(
     dtype = vllm_config.model_config.dtype
     with set_default_torch_dtype(dtype):
         tower = case.build(tower_class, vllm_config)
-    parameters = dict(tower.named_parameters())
     weights = random_weights(
-        {name: tuple(p.shape) for name, p in parameters.items()},
+        case.shapes(tower, vllm_config),
         seed=0,
         dtype=getattr(torch, rounded_to) if rounded_to else dtype,
     )
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+        case.load(tower, weights)
     # On CPU this packs the weights of linear layers for oneDNN, as in a real load.
     device = torch.device("cpu")
     process_weights_after_loading(tower, vllm_config.model_config, device)

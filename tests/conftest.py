@@ -6,8 +6,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from vllm_mmc.catalog import CATALOG
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,33 +31,17 @@ def cache_root() -> Path:
     return Path(os.environ["VLLM_CACHE_ROOT"])
 
 
-@pytest.fixture(scope="session")
-def qwen2_5_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen2.5-VL checkpoint; blocks 1 and 3 of 4 attend fully."""
-    from vllm_mmc.testing.checkpoints import tiny_qwen2_5_vl
+def _checkpoint(family: str) -> Any:
+    @pytest.fixture(scope="session", name=family)
+    def write(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A tiny checkpoint, of four blocks."""
+        from vllm_mmc.testing.checkpoints import FAMILIES
 
-    return tiny_qwen2_5_vl(tmp_path_factory.mktemp("qwen2_5_vl"), depth=4)
+        path: Path = FAMILIES[family].write(tmp_path_factory.mktemp(family), depth=4)
+        return path
 
-
-@pytest.fixture(scope="session")
-def llama4(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama4 checkpoint; images are cut into up to four tiles."""
-    from vllm_mmc.testing.checkpoints import tiny_llama4
-
-    return tiny_llama4(tmp_path_factory.mktemp("llama4"), depth=4)
+    return write
 
 
-@pytest.fixture(scope="session")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Whisper checkpoint."""
-    from vllm_mmc.testing.checkpoints import tiny_whisper
-
-    return tiny_whisper(tmp_path_factory.mktemp("whisper"), depth=4)
-
-
-@pytest.fixture(scope="session")
-def qwen3_asr(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen3-ASR checkpoint."""
-    from vllm_mmc.testing.checkpoints import tiny_qwen3_asr
-
-    return tiny_qwen3_asr(tmp_path_factory.mktemp("qwen3_asr"), depth=4)
+for _family in {entry.family for entry in CATALOG}:
+    globals()[f"_{_family}"] = _checkpoint(_family)

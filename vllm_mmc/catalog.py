@@ -33,6 +33,11 @@ class CatalogEntry:
         return self.model.partition(":")[0].rpartition(".")[2]
 
 
+_QWEN2_5_OMNI = (
+    "vllm_mmc.models.qwen2_5_omni:CompiledQwen2_5OmniThinkerForConditionalGeneration"
+)
+_QWEN2_5_OMNI_REGIONS = ("audio block", "patch embed", "vision block", "merger")
+
 CATALOG = (
     CatalogEntry(
         architecture="Qwen2_5_VLForConditionalGeneration",
@@ -58,6 +63,78 @@ CATALOG = (
     CatalogEntry(
         architecture="Qwen3ASRForConditionalGeneration",
         model="vllm_mmc.models.qwen3_asr:CompiledQwen3ASRForConditionalGeneration",
+        regions=("block",),
+        stock="nothing",
+        status="tested",
+    ),
+    CatalogEntry(
+        architecture="Qwen2AudioForConditionalGeneration",
+        model="vllm_mmc.models.qwen2_audio:CompiledQwen2AudioForConditionalGeneration",
+        regions=("block",),
+        stock="nothing: Hugging Face's encoder",
+        status="tested",
+    ),
+    CatalogEntry(
+        architecture="AudioFlamingo3ForConditionalGeneration",
+        model=(
+            "vllm_mmc.models.audioflamingo3:"
+            "CompiledAudioFlamingo3ForConditionalGeneration"
+        ),
+        regions=("block",),
+        stock="nothing: Hugging Face's layers",
+        status="tested",
+    ),
+    CatalogEntry(
+        architecture="Qwen2_5OmniModel",
+        model=_QWEN2_5_OMNI,
+        regions=_QWEN2_5_OMNI_REGIONS,
+        stock="of vision as Qwen2.5-VL; of audio nothing: Hugging Face's encoder",
+        status="tested",
+    ),
+    CatalogEntry(
+        architecture="Qwen2_5OmniForConditionalGeneration",
+        model=_QWEN2_5_OMNI,
+        regions=_QWEN2_5_OMNI_REGIONS,
+        stock="of vision as Qwen2.5-VL; of audio nothing: Hugging Face's encoder",
+        status="tested",
+    ),
+    CatalogEntry(
+        architecture="Qwen3OmniMoeForConditionalGeneration",
+        model=(
+            "vllm_mmc.models.qwen3_omni:"
+            "CompiledQwen3OmniMoeThinkerForConditionalGeneration"
+        ),
+        regions=("audio block",),
+        stock="nothing",
+        status="tested",
+    ),
+    CatalogEntry(
+        architecture="UltravoxModel",
+        model="vllm_mmc.models.ultravox:CompiledUltravoxModel",
+        regions=("block",),
+        stock="nothing",
+        status="tested",
+    ),
+    CatalogEntry(
+        architecture="VoxtralForConditionalGeneration",
+        model="vllm_mmc.models.voxtral:CompiledVoxtralForConditionalGeneration",
+        regions=("block",),
+        stock="nothing",
+        status="tested",
+    ),
+    CatalogEntry(
+        architecture="MoonshotKimiaForCausalLM",
+        model="vllm_mmc.models.kimi_audio:CompiledKimiAudioForConditionalGeneration",
+        regions=("block",),
+        stock="nothing",
+        status="tested",
+    ),
+    CatalogEntry(
+        architecture="MossTranscribeDiarizeForConditionalGeneration",
+        model=(
+            "vllm_mmc.models.moss_transcribe_diarize:"
+            "CompiledMossTranscribeDiarizeForConditionalGeneration"
+        ),
         regions=("block",),
         stock="nothing",
         status="tested",

@@ -97,7 +97,22 @@ def qwen3_asr(model: nn.Module) -> Encoder:
     return Encoder(model, run, sizes, [50, 2999, 801, 7], layers, regions=1)
 
 
-@pytest.fixture(scope="module", params=[qwen2_5_vl, llama4, whisper, qwen3_asr])
+def qwen2_audio(model: nn.Module) -> Encoder:
+    """Packed, as most audio encoders with Whisper's layers are."""
+
+    def run(frames: list[int]) -> torch.Tensor:
+        return model.audio_tower(torch.randn(len(frames), 128, 3000), frames)
+
+    # One token, an odd one, a whole window, and clips of all of these.
+    sizes = [[1], [3], [4], [5], [100], [2999], [3000], [1, 1], [3, 3, 3]]
+    sizes += [[100, 730, 50], [50, 2999, 801, 7], [100] * 16]
+    layers = model.audio_tower.layers
+    return Encoder(model, run, sizes, [50, 2999, 801, 7], layers, regions=1)
+
+
+@pytest.fixture(
+    scope="module", params=[qwen2_5_vl, llama4, whisper, qwen3_asr, qwen2_audio]
+)
 def encoder(request: pytest.FixtureRequest) -> Iterator[Encoder]:
     family = request.param.__name__
     checkpoint = request.getfixturevalue(family)

@@ -83,7 +83,9 @@ def encoder(request: pytest.FixtureRequest) -> Iterator[MakeEncoder]:
             with set_current_vllm_config(config):
                 made = Encoder(scale)
                 regions = {Region: CompiledRegion, Merger: CompiledMerger}
-                adopt(made, regions, config, limit=limit, step=STEP)
+                adopt(made, regions, config)
+                resolved = Settings.resolve(config.additional_config)
+                made.encoder_shapes = EncoderShapes(resolved, limit, STEP)
             return made
 
         yield make

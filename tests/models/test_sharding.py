@@ -44,13 +44,22 @@ def qwen3_asr() -> dict[str, Any]:
     }
 
 
+def qwen2_audio() -> dict[str, Any]:
+    frames = torch.tensor([230, 50, 900])
+    return {
+        "input_features": torch.randn(3, 128, 3000),
+        "feature_attention_mask": (torch.arange(3000) < frames[:, None]).long(),
+    }
+
+
 INPUTS = {
     "qwen2_5_vl": qwen2_5_vl,
     "llama4": llama4,
     "whisper": whisper,
     "qwen3_asr": qwen3_asr,
+    "qwen2_audio": qwen2_audio,
 }
-REGIONS = {"qwen2_5_vl": 3, "llama4": 4, "whisper": 1, "qwen3_asr": 1}
+REGIONS = {"qwen2_5_vl": 3, "llama4": 4}  # of all others one
 CASES = [(family, "weights") for family in INPUTS]
 CASES += [(family, "data") for family in ("qwen2_5_vl", "llama4")]  # as in vLLM
 
@@ -84,7 +93,7 @@ def embed(
                     module.do_not_compile = eager
             with torch.inference_mode():
                 outputs.append(model.embed_multimodal(**inputs))
-    regions = REGIONS[family]
+    regions = REGIONS.get(family, 1)
     assert (counters.structures, counters.graphs) == (regions, regions)
     assert counters.followers == 3
     torch.save([torch.cat(items) for items in outputs], directory / f"{rank}.pt")

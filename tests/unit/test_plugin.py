@@ -234,6 +234,7 @@ def test_inspection_finds_what_the_stock_class_supports(
         from types import SimpleNamespace
 
         from vllm import ModelRegistry
+        from vllm.model_executor.models import registry
         from vllm.model_executor.models.registry import _ModelInfo
 
         from vllm_mmc.catalog import CATALOG
@@ -243,7 +244,9 @@ def test_inspection_finds_what_the_stock_class_supports(
         register()
         config = SimpleNamespace(model_impl="auto", convert_type="none")
         pairs = []
-        for entry in CATALOG:
+        for index, entry in enumerate(CATALOG):
+            if index == 1:  # one in a process of its own, as vLLM does; the rest here
+                registry._run_in_subprocess = lambda function: function()
             expected = _ModelInfo.from_model_cls(stock[entry].load_model_cls())
             for name in (entry.architecture, entry.compiled_architecture):
                 info, found = ModelRegistry.inspect_model_cls(name, config)
@@ -252,9 +255,10 @@ def test_inspection_finds_what_the_stock_class_supports(
         return pairs
 
     pairs = in_vllm(scenario, VLLM_CACHE_ROOT=str(tmp_path)).value
-    # vLLM's subprocess wrote this file: the answer came from no older cache.
-    assert len(list((tmp_path / "modelinfos").glob("vllm_mmc-*"))) == len(CATALOG)
-    assert len(pairs) == len(EXPECTED)
+    # vLLM wrote these files: the answers came from no older cache.
+    classes = {entry.model for entry in CATALOG}
+    assert len(list((tmp_path / "modelinfos").glob("vllm_mmc-*"))) == len(classes)
+    assert len(pairs) == 2 * len(CATALOG)
     for stock, ours in pairs:
         architecture = stock.pop("architecture")
         assert ours.pop("architecture") == f"Compiled{architecture}"

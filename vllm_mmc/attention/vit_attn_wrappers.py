@@ -17,7 +17,7 @@ vllm/v1/attention/ops/vit_attn_wrappers.py; unlike those they never wait for the
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -267,6 +267,16 @@ def _flash_attn(
 
 _register(flash_attn_maxseqlen_wrapper)
 _register(triton_attn_wrapper)
+
+
+@overload
+def max_seqlen_tensor(max_seqlen: int | torch.Tensor) -> torch.Tensor: ...
+@overload
+def max_seqlen_tensor(max_seqlen: None) -> None: ...
+@overload
+def max_seqlen_tensor(
+    max_seqlen: int | torch.Tensor | None,
+) -> torch.Tensor | None: ...
 
 
 def max_seqlen_tensor(max_seqlen: int | torch.Tensor | None) -> torch.Tensor | None:

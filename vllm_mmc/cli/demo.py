@@ -65,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--model",
-        choices=[entry.family for entry in CATALOG],
+        choices=list(dict.fromkeys(entry.family for entry in CATALOG)),
         default=CATALOG[0].family,
         help="kind of checkpoint (default: %(default)s)",
     )

@@ -26,7 +26,6 @@ from vllm_mmc.compilation.regions import (
     ShapeInvariants,
     compiled_structure,
 )
-from vllm_mmc.compilation.shapes import EncoderShapes
 from vllm_mmc.settings import Settings
 
 __all__ = [
@@ -142,8 +141,6 @@ def adopt(
     root: nn.Module,
     regions: Mapping[type[nn.Module], type[nn.Module]],
     vllm_config: VllmConfig,
-    limit: int | None = None,
-    step: int = 1,
 ) -> nn.Module:
     """Turn stock modules inside `root` into our compiled ones, in place.
 
@@ -153,17 +150,10 @@ def adopt(
         root: Searched with all its submodules, itself included.
         regions: Stock class -> our subclass of it. Exact types only.
         vllm_config: The configuration that the modules were built with.
-        limit: The most packed tokens that one call of `root` can have, if known.
-        step: Every call of `root` has a multiple of so many packed tokens.
 
     Returns:
         `root`.
-
-    Raises:
-        ValueError: A setting has a value that is not allowed.
     """
-    settings = Settings.resolve(vllm_config.additional_config)
-    root.encoder_shapes = EncoderShapes(settings, limit, step)
     for module in root.modules():
         compiled = regions.get(type(module))
         if compiled is None:

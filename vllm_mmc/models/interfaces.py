@@ -26,6 +26,8 @@ from vllm_mmc.attention.mm_encoder_attention import use_our_attention
 from vllm_mmc.compilation.counters import counters, table
 from vllm_mmc.compilation.decorators import adopt, should_torch_compile_mm_encoder
 from vllm_mmc.compilation.regions import stock_compile_off
+from vllm_mmc.compilation.shapes import EncoderShapes
+from vllm_mmc.settings import Settings
 
 logger = init_logger(__name__)
 
@@ -40,21 +42,11 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
     """Stock class -> our compiled subclass."""
+    native_encoders: ClassVar[Mapping[type[nn.Module], type["CompiledEncoder"]]] = {}
+    """Hugging Face's encoder -> the one of ours that is built in its place, with
+    the same parameter names in the checkpoint."""
     encoder_eager_because: str | None = "compile_mm_encoder is off"
     """Why the encoder is not compiled, in words for the user; None if it is."""
-
-    @property
-    @abstractmethod
-    def encoder_step(self) -> int:
-        """Every encoder call has a multiple of so many packed tokens."""
-
-    @abstractmethod
-    def encoder_tokens(self, embeddings: int) -> int:
-        """The most packed tokens that become so many embeddings, if none is pruned."""
-
-    @abstractmethod
-    def run_dummy_encoder(self, tokens: int) -> None:
-        """Run the encoder once on so many packed tokens, a multiple of the step."""
 
     @contextmanager
     def _mark_tower_model(
@@ -75,18 +67,19 @@ class SupportsCompiledEncoder(SupportsMultiModal):
                 self.encoder_eager_because,
             )
             return
-        limit = self._encoder_token_limit(vllm_config)
-        for name in self._tower_model_names:
-            compile_encoder(
-                self.get_submodule(name),
-                self.encoder_regions,
-                vllm_config,
-                limit=limit,
-                step=self.encoder_step,
-            )
-        # vLLM's profile run has encoded the largest items when it first comes here,
-        # and no request has.
-        self._warm_up_hook = self.register_forward_pre_hook(type(self)._before_first)
+        budget = _encoder_budget(vllm_config)
+        for name in self.encoder_roots():
+            tower = self.get_submodule(name)
+            if (native := self.native_encoders.get(type(tower))) is not None:
+                config = vllm_config.with_hf_config(tower.config)
+                tower = native(vllm_config=config, prefix=name)
+                self.set_submodule(name, tower)
+            compile_encoder(tower, self.encoder_regions, vllm_config, budget)
+        if not hasattr(self, "_warm_up_hook"):
+            # vLLM's profile run has encoded the largest items when it first comes
+            # here, and no request has.
+            hook = type(self)._before_first
+            self._warm_up_hook = self.register_forward_pre_hook(hook)
 
     def _embed_text_input_ids(
         self,
@@ -106,30 +99,52 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             input_ids, embed, is_multimodal=is_multimodal
         )
 
+    def encoder_roots(self) -> list[str]:
+        """Below which classes are exchanged: what stock has marked as a tower."""
+        return list(self._tower_model_names)
+
     def _before_first(self, _: Any) -> None:
         self._warm_up_hook.remove()
         self.warm_up_encoder()
 
-    def _encoder_token_limit(self, vllm_config: VllmConfig) -> int | None:
-        """The most packed tokens that vLLM's scheduler lets one encoder call have."""
-        config = vllm_config.model_config.multimodal_config
-        if config is None or getattr(config, "video_pruning_rate", None):
-            return None  # the scheduler counts what is left after pruning
-        budget = MultiModalBudget(
-            vllm_config, MULTIMODAL_REGISTRY, enable_cache=False
-        ).get_encoder_budget()
-        return self.encoder_tokens(budget) or None
-
     def warm_up_encoder(self) -> None:
         """Compile, or load, every graph that a request can need."""
-        parts = [self.get_submodule(name) for name in self._tower_model_names]
-        compiled = set(self.encoder_regions.values())
-        if any(compiled.isdisjoint(map(type, part.modules())) for part in parts):
-            return  # not on this rank, or left out by a limit of 0
+        # None is on another rank, or left out by a limit of 0.
+        encoders = [m for m in self.modules() if isinstance(m, CompiledEncoder)]
         with torch.inference_mode(), override_forward_context(None):
-            for tokens in parts[0].encoder_shapes.warmup_sizes():
-                self.run_dummy_encoder(tokens)
-        logger.info("%s, encoder:\n%s", type(self).__name__, table(asdict(counters)))
+            for encoder in encoders:
+                for tokens in encoder.encoder_shapes.warmup_sizes():
+                    self.run_dummy_encoder(encoder, tokens)
+        if encoders:
+            name = type(self).__name__
+            logger.info("%s, encoder:\n%s", name, table(asdict(counters)))
+
+    def run_dummy_encoder(self, encoder: "CompiledEncoder", tokens: int) -> None:
+        """Run one encoder, and the regions behind it, on so many packed tokens."""
+        encoder.run_dummy(tokens)
+
+
+class CompiledEncoder(nn.Module):
+    """A tower whose calls are packed. Put it before the stock class.
+
+    Attributes:
+        encoder_shapes: which graphs its sizes get.
+    """
+
+    encoder_shapes: EncoderShapes
+
+    @property
+    def encoder_step(self) -> int:
+        """Every call has a multiple of so many packed tokens."""
+        return 1
+
+    def encoder_tokens(self, embeddings: int) -> int:
+        """The most packed tokens that become so many embeddings, if none is pruned."""
+        return embeddings
+
+    @abstractmethod
+    def run_dummy(self, tokens: int) -> torch.Tensor:
+        """Run it once on so many packed tokens, a multiple of the step."""
 
 
 class RefusesBadAudio(BaseProcessingInfo):
@@ -164,16 +179,38 @@ def compile_encoder(
     root: nn.Module,
     regions: Mapping[type[nn.Module], type[nn.Module]],
     vllm_config: VllmConfig,
-    *,
-    step: int,
-    limit: int | None = None,
+    budget: int | None = None,
 ) -> None:
     """Exchange classes below `root` in place: its regions, and attention.
 
-    Arguments are those of `adopt`.
+    Args:
+        root: Searched with all its submodules, itself included.
+        regions: Stock class -> our subclass of it. Exact types only.
+        vllm_config: The configuration that the modules were built with.
+        budget: The most embeddings that one call can be asked for, if known.
+
+    Raises:
+        ValueError: A setting has a value that is not allowed.
     """
-    adopt(root, regions, vllm_config, limit=limit, step=step)
+    adopt(root, regions, vllm_config)
     use_our_attention(root)
+    settings = Settings.resolve(vllm_config.additional_config)
+    for module in root.modules():
+        if isinstance(module, CompiledEncoder):
+            limit = module.encoder_tokens(budget) if budget else None
+            module.encoder_shapes = EncoderShapes(
+                settings, limit or None, module.encoder_step
+            )
+
+
+def _encoder_budget(vllm_config: VllmConfig) -> int | None:
+    """The most embeddings that vLLM's scheduler asks one encoder call for."""
+    config = vllm_config.model_config.multimodal_config
+    if config is None or getattr(config, "video_pruning_rate", None):
+        return None  # the scheduler counts what is left after pruning
+    return MultiModalBudget(
+        vllm_config, MULTIMODAL_REGISTRY, enable_cache=False
+    ).get_encoder_budget()
 
 
 def _why_not(vllm_config: VllmConfig) -> str | None:

@@ -29,6 +29,7 @@ from vllm.model_executor.models.mllama4 import (
     pixel_shuffle,
 )
 
+from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
@@ -37,7 +38,11 @@ from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.layers.activation import gelu_
 from vllm_mmc.layers.rotary_embedding import apply_rotary_emb, cos_sin
-from vllm_mmc.models.interfaces import SupportsCompiledEncoder, compile_encoder
+from vllm_mmc.models.interfaces import (
+    CompiledEncoder,
+    SupportsCompiledEncoder,
+    compile_encoder,
+)
 
 # === Vision Encoder === #
 
@@ -161,7 +166,7 @@ class CompiledLlama4MultiModalProjector(Llama4MultiModalProjector):
 
 
 @ignore_torch_compile  # as a whole: its regions are compiled
-class CompiledLlama4VisionModel(Llama4VisionModel):
+class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
     """The encoder, also for serving stacks of your own.
 
     `forward(images)` takes normalized tiles of shape [tiles, channels, image_size,
@@ -177,7 +182,7 @@ class CompiledLlama4VisionModel(Llama4VisionModel):
         vllm_config = get_current_vllm_config()
         with stock_compile_off(vllm_config):
             super().__init__(config, quant_config=quant_config, prefix=prefix)
-        compile_encoder(self, ENCODER_REGIONS, vllm_config, step=self.num_patches)
+        compile_encoder(self, ENCODER_REGIONS, vllm_config)
 
     def forward(self, images_flattened: torch.Tensor) -> torch.Tensor:
         tiles = images_flattened.shape[0]
@@ -211,7 +216,7 @@ class CompiledLlama4VisionModel(Llama4VisionModel):
             position=position.repeat(tiles),
             cu_seqlens=torch.arange(tiles + 1, device=device, dtype=torch.int32)
             * tokens,
-            max_seqlen=torch.tensor(tokens, dtype=torch.int32, device="cpu"),
+            max_seqlen=max_seqlen_tensor(tokens),
             cos=cos.repeat(tiles, 1),
             sin=sin.repeat(tiles, 1),
             shuffled=(shuffled + begins.view(-1, 1, 1)).flatten(0, 1),
@@ -252,6 +257,20 @@ class CompiledLlama4VisionModel(Llama4VisionModel):
             )
         return self.vision_adapter(self.layernorm_post(x), metadata.shuffled)
 
+    @property
+    def encoder_step(self) -> int:
+        step: int = self.num_patches
+        return step
+
+    def encoder_tokens(self, embeddings: int) -> int:
+        ratio = self.vision_adapter.pixel_shuffle_ratio
+        return embeddings // round((self.num_patches - 1) * ratio**2) * self.num_patches
+
+    def run_dummy(self, tokens: int) -> torch.Tensor:
+        tiles, size = tokens // self.num_patches, self.image_size
+        shape = (tiles, self.num_channels, size, size)
+        return self(self.class_embedding.new_zeros(shape))
+
 
 ENCODER_REGIONS = {
     Llama4VisionModel: CompiledLlama4VisionModel,
@@ -269,16 +288,5 @@ class CompiledLlama4ForConditionalGeneration(
 ):
     encoder_regions = ENCODER_REGIONS
 
-    @property
-    def encoder_step(self) -> int:
-        config = self.config.vision_config
-        return (config.image_size // config.patch_size) ** 2 + 1
-
-    def encoder_tokens(self, embeddings: int) -> int:
-        return embeddings // self.get_image_patches_per_chunk() * self.encoder_step
-
-    def run_dummy_encoder(self, tokens: int) -> None:
-        model = self.vision_model
-        tiles, size = tokens // self.encoder_step, model.image_size
-        images = model.class_embedding.new_zeros(tiles, model.num_channels, size, size)
-        self.encode_image_chunks(images, use_data_parallel=False)
+    def run_dummy_encoder(self, encoder: CompiledEncoder, tokens: int) -> None:
+        self.multi_modal_projector(encoder.run_dummy(tokens))

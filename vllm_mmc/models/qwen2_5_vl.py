@@ -28,7 +28,11 @@ from vllm_mmc.compilation.decorators import (
 )
 from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
-from vllm_mmc.models.interfaces import SupportsCompiledEncoder, compile_encoder
+from vllm_mmc.models.interfaces import (
+    CompiledEncoder,
+    SupportsCompiledEncoder,
+    compile_encoder,
+)
 
 # === Vision Encoder === #
 
@@ -92,7 +96,7 @@ class CompiledQwen2_5_VisionPatchMerger(Qwen2_5_VisionPatchMerger):
         return self.mlp(self.ln_q(x).view(-1, self.hidden_size))
 
 
-class CompiledQwen2_5_VisionTransformer(Qwen2_5_VisionTransformer):
+class CompiledQwen2_5_VisionTransformer(CompiledEncoder, Qwen2_5_VisionTransformer):
     """The encoder, also for serving stacks of your own.
 
     `forward(pixels, grid_thw)` takes pixels of shape [num_patches, channels *
@@ -114,9 +118,7 @@ class CompiledQwen2_5_VisionTransformer(Qwen2_5_VisionTransformer):
             super().__init__(
                 vision_config, norm_eps, quant_config=quant_config, prefix=prefix
             )
-        compile_encoder(
-            self, ENCODER_REGIONS, vllm_config, step=self.spatial_merge_unit
-        )
+        compile_encoder(self, ENCODER_REGIONS, vllm_config)
 
     @encoder_forward
     def forward(
@@ -158,6 +160,20 @@ class CompiledQwen2_5_VisionTransformer(Qwen2_5_VisionTransformer):
         x = self.merger(x.view(-1, self.spatial_merge_unit, self.hidden_size))
         return x[metadata["reverse_indices"]]
 
+    @property
+    def encoder_step(self) -> int:
+        step: int = self.spatial_merge_unit
+        return step
+
+    def encoder_tokens(self, embeddings: int) -> int:
+        return embeddings * self.encoder_step
+
+    def run_dummy(self, tokens: int) -> torch.Tensor:
+        # A strip: as high as one merged patch.
+        patch = self.patch_embed.proj.weight[0].numel()
+        height = self.spatial_merge_size
+        return self(torch.zeros(tokens, patch), [[1, height, tokens // height]])
+
 
 ENCODER_REGIONS = {
     Qwen2_5_VisionTransformer: CompiledQwen2_5_VisionTransformer,
@@ -171,21 +187,6 @@ class CompiledQwen2_5_VLForConditionalGeneration(
     SupportsCompiledEncoder, Qwen2_5_VLForConditionalGeneration
 ):
     encoder_regions = ENCODER_REGIONS
-
-    @property
-    def encoder_step(self) -> int:
-        merge_size: int = self.config.vision_config.spatial_merge_size
-        return merge_size**2
-
-    def encoder_tokens(self, embeddings: int) -> int:
-        return embeddings * self.encoder_step
-
-    def run_dummy_encoder(self, tokens: int) -> None:
-        # A strip: as high as one merged patch.
-        config = self.config.vision_config
-        patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        height = config.spatial_merge_size
-        self.visual(torch.zeros(tokens, patch), [[1, height, tokens // height]])
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Qwen3-ASR with a compiled encoder: one graph, whatever the depth.
+"""Qwen3-ASR with a compiled encoder, which is also Qwen3-Omni's: one graph, whatever
+the depth.
 
 Clips are cut into chunks of one second, which the convolutions see in one call, and
 then packed: [tokens, hidden], attending within windows. Host metadata is computed from
@@ -36,8 +37,15 @@ from vllm.model_executor.models.qwen3_omni_moe_thinker import (
     Qwen3OmniMoeAudioEncoderLayer,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.utils.torch_utils import async_tensor_h2d
 
+from vllm_mmc.attention.packing import (
+    begins,
+    cu_seqlens,
+    host_lengths,
+    on_device,
+    places,
+)
+from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
@@ -46,6 +54,7 @@ from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.layers.activation import activate_, gelu_
 from vllm_mmc.models.interfaces import (
+    CompiledEncoder,
     RefusesBadAudio,
     SupportsCompiledEncoder,
     compile_encoder,
@@ -98,7 +107,7 @@ class CompiledQwen3OmniMoeAudioEncoderLayer(Qwen3OmniMoeAudioEncoderLayer):
         return x
 
 
-class CompiledQwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoder):
+class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder):
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features, feature_lens)` takes log-mel features [num_mel_bins,
@@ -112,7 +121,7 @@ class CompiledQwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoder):
         vllm_config = get_current_vllm_config()
         with stock_compile_off(vllm_config):
             super().__init__(config, prefix=prefix)
-        compile_encoder(self, ENCODER_REGIONS, vllm_config, step=1)
+        compile_encoder(self, ENCODER_REGIONS, vllm_config)
 
     def forward(
         self,
@@ -129,13 +138,11 @@ class CompiledQwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoder):
         self, feature_lens: torch.Tensor | Sequence[int]
     ) -> Qwen3AudioMetadata:
         """From the frames of each clip: numbers on the host, then one copy each."""
-        frames = torch.as_tensor(feature_lens, dtype=torch.int64, device="cpu").numpy()
+        frames = host_lengths(feature_lens)
         chunk = self.n_window * 2
-        chunks = -(-frames // chunk)  # of each clip
-        clip: np.ndarray = np.repeat(np.arange(len(frames)), chunks)
-        place = np.arange(len(clip)) - (chunks.cumsum() - chunks)[clip]
+        clip, place = places(-(-frames // chunk))  # of each chunk
         offset = np.arange(chunk) + (place * chunk)[:, None]
-        begin = (frames.cumsum() - frames)[clip, None]
+        begin = begins(frames)[clip, None]
         column = np.where(offset < frames[clip, None], begin + offset, frames.sum())
 
         positions = _after_cnn(chunk)
@@ -144,21 +151,15 @@ class CompiledQwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoder):
 
         lengths = np.bincount(clip, kept, len(frames)).astype(np.int64)
         window = positions * (self.n_window_infer // chunk)
-        windows = -(-lengths // window)
-        owner: np.ndarray = np.repeat(np.arange(len(lengths)), windows)
-        place = np.arange(len(owner)) - (windows.cumsum() - windows)[owner]
+        owner, place = places(-(-lengths // window))  # of each window
         sizes = np.minimum(lengths[owner] - place * window, window)
         if len(token) == 1:  # a graph takes for granted that there are more
             token, sizes = token.repeat(2), sizes.repeat(2)
-
-        def on_device(x: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-            return async_tensor_h2d(torch.from_numpy(x).to(dtype), self.device)
-
         return Qwen3AudioMetadata(
-            frames=on_device(column, torch.int64),
-            tokens=on_device(token, torch.int64),
-            cu_seqlens=on_device(np.append(0, sizes.cumsum()), torch.int32),
-            max_seqlen=_on_host(sizes.max(initial=0)),
+            frames=on_device(column, self.device),
+            tokens=on_device(token, self.device),
+            cu_seqlens=on_device(cu_seqlens(sizes), self.device, torch.int32),
+            max_seqlen=max_seqlen_tensor(int(sizes.max(initial=0))),
             lengths=lengths.tolist(),
         )
 
@@ -207,6 +208,12 @@ class CompiledQwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoder):
             x = layer(x, cu_seqlens, max_seqlen)
         return self.proj2(self.act(self.proj1(self.ln_post(x))))
 
+    def run_dummy(self, tokens: int) -> torch.Tensor:
+        tokens = max(tokens, 2)
+        x = self.conv_out.weight.new_zeros(tokens, self.ln_post.weight.shape[0])
+        ends = torch.tensor([0, tokens], dtype=torch.int32, device=x.device)
+        return self.forward_packed(x, ends, max_seqlen_tensor(tokens))
+
 
 def _after_cnn(frames: Any) -> Any:
     """Of each number of frames, what three convolutions of stride 2 leave."""
@@ -215,14 +222,27 @@ def _after_cnn(frames: Any) -> Any:
     return frames
 
 
-def _on_host(number: int) -> torch.Tensor:
-    return torch.tensor(number, dtype=torch.int32, device="cpu")
-
-
 ENCODER_REGIONS = {
     Qwen3OmniMoeAudioEncoder: CompiledQwen3OmniMoeAudioEncoder,
     Qwen3OmniMoeAudioEncoderLayer: CompiledQwen3OmniMoeAudioEncoderLayer,
 }
+
+
+class SupportsCompiledQwen3Audio(SupportsCompiledEncoder):
+    """Every model with this audio tower. Put it before the stock class."""
+
+    encoder_regions = ENCODER_REGIONS
+
+    def _process_audio_input(
+        self, audio_input: Qwen2_5OmniAudioFeatureInputs
+    ) -> Iterable[torch.Tensor]:
+        encoder = self.audio_tower
+        if not isinstance(encoder, CompiledQwen3OmniMoeAudioEncoder):
+            return super()._process_audio_input(audio_input)
+        # The lengths are on the host, and stay there.
+        lengths = audio_input["audio_feature_lengths"]
+        features = encoder(audio_input["input_features"].to(encoder.dtype), lengths)
+        return features.split(_get_feat_extract_output_lengths(lengths).tolist())
 
 
 class CompiledQwen3ASRProcessingInfo(RefusesBadAudio, Qwen3ASRProcessingInfo):
@@ -235,28 +255,6 @@ class CompiledQwen3ASRProcessingInfo(RefusesBadAudio, Qwen3ASRProcessingInfo):
     dummy_inputs=Qwen3ASRDummyInputsBuilder,
 )
 class CompiledQwen3ASRForConditionalGeneration(
-    SupportsCompiledEncoder, Qwen3ASRForConditionalGeneration
+    SupportsCompiledQwen3Audio, Qwen3ASRForConditionalGeneration
 ):
-    encoder_regions = ENCODER_REGIONS
-    encoder_step = 1
-
-    def encoder_tokens(self, embeddings: int) -> int:
-        return embeddings
-
-    def run_dummy_encoder(self, tokens: int) -> None:
-        encoder = self.audio_tower
-        tokens = max(tokens, 2)
-        x = encoder.conv_out.weight.new_zeros(tokens, encoder.ln_post.weight.shape[0])
-        cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32, device=x.device)
-        encoder.forward_packed(x, cu_seqlens, _on_host(tokens))
-
-    def _process_audio_input(
-        self, audio_input: Qwen2_5OmniAudioFeatureInputs
-    ) -> Iterable[torch.Tensor]:
-        encoder = self.audio_tower
-        if not isinstance(encoder, CompiledQwen3OmniMoeAudioEncoder):
-            return super()._process_audio_input(audio_input)
-        # The lengths are on the host, and stay there.
-        lengths = audio_input["audio_feature_lengths"]
-        features = encoder(audio_input["input_features"].to(encoder.dtype), lengths)
-        return features.split(_get_feat_extract_output_lengths(lengths).tolist())
+    pass

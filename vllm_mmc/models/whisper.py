@@ -6,10 +6,14 @@ Items are packed: [items * positions, hidden], so one item is no special size. A
 attends to its own padding, as the model was trained to: all have the same length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from vllm.config import VllmConfig
+from vllm.model_executor.models.ultravox import _load_whisper_layer_weights
 from vllm.model_executor.models.utils import cast_overflow_tensors
 from vllm.model_executor.models.whisper import (
     WhisperDummyInputsBuilder,
@@ -24,6 +28,15 @@ from vllm.model_executor.models.whisper import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_mmc.attention.mm_encoder_attention import MMEncoderAttention
+from vllm_mmc.attention.packing import (
+    Ints,
+    begins,
+    cu_seqlens,
+    host_lengths,
+    on_device,
+    places,
+)
+from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
@@ -32,6 +45,7 @@ from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.layers.activation import activate_, gelu_
 from vllm_mmc.models.interfaces import (
+    CompiledEncoder,
     RefusesBadAudio,
     SupportsCompiledEncoder,
     compile_encoder,
@@ -74,13 +88,15 @@ class CompiledWhisperEncoderLayer(WhisperEncoderLayer):
         return cast_overflow_tensors(x)
 
 
-class CompiledWhisperEncoder(WhisperEncoder):
+class CompiledWhisperEncoder(CompiledEncoder, WhisperEncoder):
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features)` takes log-mel features of shape [items, num_mel_bins,
     frames], or a sequence of [num_mel_bins, frames] or of batches, all of one length
     up to 2 * max_source_positions, and returns [items, frames / 2, d_model].
     """
+
+    tokens_per_embedding = 1
 
     def __init__(
         self,
@@ -97,9 +113,7 @@ class CompiledWhisperEncoder(WhisperEncoder):
                 init_in_fp32=init_in_fp32,
                 enable_pp=enable_pp,
             )
-        compile_encoder(
-            self, ENCODER_REGIONS, vllm_config, step=self.max_source_positions
-        )
+        compile_encoder(self, ENCODER_REGIONS, vllm_config)
 
     def forward(
         self, input_features: torch.Tensor | Sequence[torch.Tensor]
@@ -109,14 +123,14 @@ class CompiledWhisperEncoder(WhisperEncoder):
             input_features = join(list(input_features))
         x = self.embed(input_features)
         items, positions, _ = x.shape
-        cu_seqlens = torch.arange(items + 1, dtype=torch.int32, device=x.device)
+        sequences = torch.arange(items + 1, dtype=torch.int32, device=x.device)
         x = self.forward_packed(
             # The convolutions leave positions innermost.
             x.flatten(0, 1).contiguous(),
-            cu_seqlens * positions,
-            torch.tensor(positions, dtype=torch.int32, device="cpu"),
+            sequences * positions,
+            max_seqlen_tensor(positions),
         )
-        return x.unflatten(0, (items, positions))
+        return self.layer_norm(x).unflatten(0, (items, positions))
 
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
         """[items, num_mel_bins, frames] -> [items, frames / 2, d_model]: one call of
@@ -132,7 +146,137 @@ class CompiledWhisperEncoder(WhisperEncoder):
         # [tokens, hidden]
         for layer in self.layers:
             x = layer(x, cu_seqlens, max_seqlen)
-        return self.layer_norm(x)
+        return x
+
+    @property
+    def encoder_step(self) -> int:
+        step: int = self.max_source_positions
+        return step
+
+    def encoder_tokens(self, embeddings: int) -> int:
+        tokens = embeddings * self.tokens_per_embedding
+        return tokens // self.encoder_step * self.encoder_step
+
+    def run_dummy(self, tokens: int) -> torch.Tensor:
+        items, frames = tokens // self.encoder_step, self.encoder_step * 2
+        mel = self.conv1.weight.new_zeros(items, self.num_mel_bins, frames)
+        return CompiledWhisperEncoder.forward(self, mel)
+
+
+class PackedAudioMetadata(NamedTuple):
+    """What depends on lengths alone.
+
+    Attributes:
+        columns: [columns] int64: the frame of each; one behind the last is zero.
+        gaps: [gaps] int64: the columns that are zero.
+        tokens: [tokens] int64: those of the convolved columns that are kept.
+        positions: [tokens] int64: the place of each in its sequence.
+        cu_seqlens: [sequences + 1] int32: where sequences begin.
+        max_seqlen: the longest, int32, on the host.
+        pairs: [embeddings] int64: the first of the two tokens that each is made of.
+    """
+
+    columns: torch.Tensor
+    gaps: torch.Tensor
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: torch.Tensor
+    pairs: torch.Tensor
+
+
+class PackedWhisperEncoder(CompiledWhisperEncoder):
+    """Whisper's encoder over sequences of any length, of which no padding is computed.
+
+    Also the native form of encoders that vLLM takes from Hugging Face with Whisper's
+    layers: it loads their parameters, and is sharded and quantised as vLLM's are.
+    """
+
+    def __init__(
+        self, *, vllm_config: VllmConfig, prefix: str = "", init_in_fp32: bool = False
+    ) -> None:
+        super().__init__(
+            vllm_config=vllm_config,
+            prefix=prefix,
+            init_in_fp32=init_in_fp32,
+            enable_pp=False,
+        )
+
+    def prepare_encoder_metadata(
+        self, begin: Ints, frames: Ints, tokens: Ints, clips: Ints | None = None
+    ) -> PackedAudioMetadata:
+        """From numbers on the host, each of them one copy to the device.
+
+        Args:
+            begin: of each sequence, the first frame.
+            frames: that the convolutions see of each; what lies around is zero.
+            tokens: that are kept of each.
+            clips: tokens of each clip, of which pairs are averaged, if any are.
+        """
+        # A gap of at least one column, and an even number: the stride is 2.
+        sections = (frames // 2 + 1) * 2
+        sequence, column = places(sections)
+        gap = column >= frames[sequence]
+        columns = np.where(gap, -1, begin[sequence] + column)
+        sequence, position = places(tokens)
+        kept = begins(sections)[sequence] // 2 + position
+        if len(kept) == 1:  # a graph takes for granted that there are more
+            kept, position, tokens = (
+                kept.repeat(2),
+                position.repeat(2),
+                tokens.repeat(2),
+            )
+        clips = tokens if clips is None else clips
+        clip, pair = places(clips // 2)
+        device = self.conv1.weight.device
+        return PackedAudioMetadata(
+            columns=on_device(columns, device),
+            gaps=on_device(np.flatnonzero(gap), device),
+            tokens=on_device(kept, device),
+            positions=on_device(position, device),
+            cu_seqlens=on_device(cu_seqlens(tokens), device, torch.int32),
+            max_seqlen=max_seqlen_tensor(int(tokens.max(initial=0))),
+            pairs=on_device(begins(clips)[clip] + pair * 2, device),
+        )
+
+    def embed_packed(
+        self, features: torch.Tensor, metadata: PackedAudioMetadata
+    ) -> torch.Tensor:
+        """[num_mel_bins, frames] -> [tokens, d_model]: sequences side by side, with
+        gaps in which convolutions see the zeros that they would pad with."""
+        x = F.pad(features, (0, 1))[None, :, metadata.columns]
+        x = gelu_(self.conv1(x)).index_fill_(2, metadata.gaps, 0)
+        x = gelu_(self.conv2(x))[0].T[metadata.tokens]
+        return (x + self.embed_positions.weight[metadata.positions]).to(x.dtype)
+
+    def pool(self, x: torch.Tensor, metadata: PackedAudioMetadata) -> torch.Tensor:
+        """[tokens, d_model] -> [embeddings, d_model]: the mean of each pair."""
+        return (x[metadata.pairs] + x[metadata.pairs + 1]) / 2
+
+    @staticmethod
+    def embeddings(frames: torch.Tensor | Sequence[int]) -> list[int]:
+        """Of clips of so many frames each."""
+        lengths: list[int] = (after_convolutions(host_lengths(frames)) // 2).tolist()
+        return lengths
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Under Hugging Face's names, the encoder's prefix taken off."""
+        loaded = _load_whisper_layer_weights(self, weights)
+        return loaded | {"embed_positions.weight"}  # computed, where it is not there
+
+    encoder_step = 1
+    tokens_per_embedding = 3  # a clip's last token may be without another
+
+    def run_dummy(self, tokens: int) -> torch.Tensor:
+        tokens = max(tokens, 2)
+        x = self.conv1.weight.new_zeros(tokens, self.layer_norm.weight.shape[0])
+        ends = torch.tensor([0, tokens], dtype=torch.int32, device=x.device)
+        return self.forward_packed(x, ends, max_seqlen_tensor(tokens))
+
+
+def after_convolutions(frames: Ints) -> Ints:
+    """Of each number of frames, the tokens that stride 2 leaves."""
+    return (frames - 1) // 2 + 1
 
 
 ENCODER_REGIONS = {
@@ -156,18 +300,3 @@ class CompiledWhisperForConditionalGeneration(
     SupportsCompiledEncoder, WhisperForConditionalGeneration
 ):
     encoder_regions = ENCODER_REGIONS
-
-    @property
-    def encoder_step(self) -> int:
-        positions: int = self.config.max_source_positions
-        return positions
-
-    def encoder_tokens(self, embeddings: int) -> int:
-        return embeddings // self.encoder_step * self.encoder_step
-
-    def run_dummy_encoder(self, tokens: int) -> None:
-        encoder = self.model.encoder
-        items = tokens // self.encoder_step
-        frames = encoder.max_source_positions * encoder.total_stride
-        weight = encoder.conv1.weight
-        encoder(weight.new_zeros(items, encoder.num_mel_bins, frames))

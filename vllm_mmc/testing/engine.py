@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +122,7 @@ def tower_context(
     )
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.model_loader import utils as loader_utils
-    from vllm.model_executor.models import ModelRegistry
+    from vllm.model_executor.models import ModelRegistry, registry
     from vllm.platforms import current_platform
     from vllm.plugins import load_general_plugins
 
@@ -144,6 +144,13 @@ def tower_context(
         # `model_class_overrides` are registered for the life of the process, and the
         # third does not know which class an architecture has.
         stack.enter_context(mock.patch.dict(ModelRegistry.models))
+        # vLLM looks at classes in processes of their own, 20 s each, so that nothing is
+        # imported here before a worker forks. Here the class is needed anyway.
+        stack.enter_context(
+            mock.patch.object(
+                registry, "_run_in_subprocess", lambda function: function()
+            )
+        )
         overridden = model_config._REGISTERED_MODEL_CLASS_OVERRIDES
         stack.callback(overridden.clear)
         loader_utils._MODEL_ARCH_BY_HASH.clear()
@@ -184,6 +191,35 @@ def load_model(vllm_config: "VllmConfig") -> "nn.Module":
     from vllm.model_executor.model_loader import get_model
 
     return get_model(vllm_config=vllm_config)
+
+
+def embed_inputs(
+    vllm_config: "VllmConfig", requests: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns what a worker hands to `embed_multimodal` for a batch of requests.
+
+    vLLM's own processor of the model makes it, request by request, and vLLM's own
+    grouping joins it.
+
+    Args:
+        vllm_config: the current config, from `tower_context`.
+        requests: what `LLM.generate` takes, each with items of one same modality.
+
+    Raises:
+        ValueError: if the processor refuses an item, or the items are no single batch.
+    """
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
+    processor = MULTIMODAL_REGISTRY.create_processor(vllm_config.model_config)
+    items = []
+    for request in requests:
+        data = processor.info.parse_mm_data(request["multi_modal_data"])
+        prompt = request.get("prompt", request.get("prompt_token_ids"))
+        processed = processor(prompt, mm_items=data)["mm_kwargs"]
+        items += [(name, item) for name in processed for item in processed[name]]
+    ((_, _, inputs),) = group_and_batch_mm_kwargs(items)
+    return dict(inputs)
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,8 @@ def _answer(probe: Probe) -> Findings:
     tokens = []
     # The engine lives in this process, so this is the model that answers.
     (model,) = llm.apply_model(lambda model: model)
+    if type(model).__module__.startswith("vllm."):
+        family.mend_stock(model)
     embed = model.embed_multimodal
 
     def recorded(**kwargs: Any) -> Any:

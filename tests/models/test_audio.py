@@ -1,0 +1,512 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Every compiled audio encoder equals stock eager and Hugging Face's."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from vllm.config import CompilationMode, VllmConfig
+from vllm.model_executor.model_loader.utils import process_weights_after_loading
+from vllm.model_executor.models.utils import AutoWeightsLoader
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from vllm_mmc.catalog import CATALOG
+from vllm_mmc.compilation.counters import counters
+from vllm_mmc.models.audioflamingo3 import CompiledAudioFlamingo3Encoder
+from vllm_mmc.models.interfaces import CompiledEncoder
+from vllm_mmc.models.kimi_audio import CompiledKimiAudioWhisperEncoder
+from vllm_mmc.models.moss_transcribe_diarize import (
+    CompiledMossTranscribeDiarizeWhisperEncoder,
+)
+from vllm_mmc.models.qwen2_5_omni import CompiledQwen2_5OmniAudioEncoder
+from vllm_mmc.models.qwen2_audio import CompiledQwen2AudioEncoder
+from vllm_mmc.models.qwen3_asr import CompiledQwen3OmniMoeAudioEncoder
+from vllm_mmc.models.ultravox import CompiledUltravoxWhisperEncoder
+from vllm_mmc.models.whisper import (
+    CompiledWhisperEncoder,
+    CompiledWhisperForConditionalGeneration,
+)
+from vllm_mmc.testing import checkpoints, media
+from vllm_mmc.testing.checkpoints import FAMILIES
+from vllm_mmc.testing.checkpoints.common import read_weights
+from vllm_mmc.testing.engine import (
+    embed_inputs,
+    load_model,
+    stock_class,
+    tower_context,
+)
+from vllm_mmc.testing.parity import allowance, assert_close, rms_ratio
+
+Seconds = tuple[float, ...]
+Inputs = dict[str, Any]
+Outputs = list[list[torch.Tensor]]
+# Of speech, a batch each. Among them: less than a window, whole windows, several.
+BATCHES: tuple[Seconds, ...] = (
+    (3.0, 30.0),
+    (0.3,),
+    (12.5, 0.3, 29.0, 1.0, 7.7),
+    (8.0, 16.01),
+)
+FLOAT32, BFLOAT16 = (torch.float32, 3), (torch.bfloat16, 2)
+
+
+class Audio:
+    """One family: what differs from the next.
+
+    Attributes:
+        pair: dtype and compilation mode of the default run; the slow run has the other.
+        batches: of `embed_multimodal`.
+        stock_alone: what stock makes of a clip depends on its batch: it gets one.
+        prefix: of the encoder's weights in the checkpoint.
+    """
+
+    pair = FLOAT32
+    batches: Sequence[Seconds] = BATCHES
+    stock_alone = False
+    prefix = "audio_tower."
+
+    def alone(self, config: VllmConfig) -> CompiledEncoder:
+        """The encoder without an engine."""
+        raise NotImplementedError
+
+    def load(self, encoder: Any, weights: dict[str, torch.Tensor]) -> set[str]:
+        loaded: set[str] = encoder.load_weights(weights.items())
+        return loaded
+
+    def encode(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        """What the encoder makes of what `embed_multimodal` gets, clip after clip."""
+        raise NotImplementedError
+
+    def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        """The same of Hugging Face's."""
+        raise NotImplementedError
+
+
+class Whisper(Audio):
+    pair = BFLOAT16
+    prefix = "model.encoder."
+
+    def alone(self, config: VllmConfig) -> CompiledEncoder:
+        return CompiledWhisperEncoder(vllm_config=config)
+
+    def load(self, encoder: Any, weights: dict[str, torch.Tensor]) -> set[str]:
+        biases = {
+            name.replace("weight", "bias"): torch.zeros(len(weight))
+            for name, weight in weights.items()
+            if name.endswith("k_proj.weight")  # vLLM's has a bias
+        }
+        mapper = CompiledWhisperForConditionalGeneration.hf_to_vllm_mapper
+        loaded: set[str] = AutoWeightsLoader(encoder).load_weights(
+            (weights | biases).items(), mapper=mapper
+        )
+        return loaded
+
+    def encode(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        return encoder(x["input_features"]).flatten(0, 1)
+
+    def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        return encoder(x["input_features"]).last_hidden_state.flatten(0, 1)
+
+
+class Qwen3ASR(Audio):
+    pair = BFLOAT16
+    prefix = "thinker.audio_tower."
+    # Stock's lone clip under a second is not padded to a whole one; see
+    # test_qwen3_asr.py.
+    batches = BATCHES[:1] + BATCHES[2:]
+
+    def alone(self, config: VllmConfig) -> CompiledEncoder:
+        thinker = config.model_config.hf_config.thinker_config
+        return CompiledQwen3OmniMoeAudioEncoder(thinker.audio_config)
+
+    def encode(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        return encoder(x["input_audio_features"], x["audio_feature_lengths"])
+
+    def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        lengths = x["audio_feature_lengths"]
+        clips = x["input_audio_features"].T.split(lengths.tolist())
+        mel = nn.utils.rnn.pad_sequence(list(clips), batch_first=True).transpose(1, 2)
+        mel = nn.functional.pad(mel, (0, -mel.shape[2] % 100))  # whole chunks
+        return encoder(mel, torch.arange(mel.shape[2]) < lengths[:, None])
+
+
+class Qwen3Omni(Qwen3ASR):
+    pair = FLOAT32
+
+    def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        lengths = x["audio_feature_lengths"]
+        found = encoder(x["input_audio_features"], feature_lens=lengths)
+        return found.last_hidden_state
+
+
+class Qwen2_5Omni(Qwen3Omni):
+    batches = BATCHES
+
+    def alone(self, config: VllmConfig) -> CompiledEncoder:
+        own = config.model_config.hf_config.thinker_config.audio_config
+        return CompiledQwen2_5OmniAudioEncoder(vllm_config=config.with_hf_config(own))
+
+
+class Qwen2Audio(Audio):
+    encoder: type = CompiledQwen2AudioEncoder
+
+    def alone(self, config: VllmConfig) -> CompiledEncoder:
+        own = config.model_config.hf_config.audio_config
+        made: CompiledEncoder = self.encoder(vllm_config=config.with_hf_config(own))
+        return made
+
+    def encode(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        return encoder(x["input_features"], x["feature_attention_mask"].sum(-1))
+
+    def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        frames = x["feature_attention_mask"].sum(-1)
+        tokens, kept = encoder._get_feat_extract_output_lengths(frames)
+        hidden = torch.arange(1500) >= tokens[:, None, None, None]
+        mask = torch.zeros(len(frames), 1, 1500, 1500)
+        mask.masked_fill_(hidden, float("-inf"))
+        found = encoder(x["input_features"], attention_mask=mask).last_hidden_state
+        return end_to_end(found, kept)
+
+
+class AudioFlamingo3(Qwen2Audio):
+    pair = BFLOAT16
+    encoder = CompiledAudioFlamingo3Encoder
+    # Half a minute and one sample more: a window of which nothing is left.
+    batches = (*BATCHES[:2], (45.0, 3.0), (30.0001,), (12.5, 0.3, 29.0))
+
+    def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        mask = x["feature_attention_mask"]
+        _, kept = encoder._get_feat_extract_output_lengths(mask.sum(-1))
+        return end_to_end(encoder(x["input_features"], mask).last_hidden_state, kept)
+
+
+class Ultravox(Qwen2Audio):
+    pair = BFLOAT16
+    encoder = CompiledUltravoxWhisperEncoder
+    stock_alone = True
+
+    def encode(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        tokens = (x["audio_lens"] - 1) // 2 + 1
+        return end_to_end(encoder(x["audio_features"], x["audio_lens"]), tokens)
+
+    def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        # Without its projector; a clip alone has no padding to mask.
+        tower, found = encoder.audio_tower, []
+        for features, frames in zip(x["audio_features"], x["audio_lens"], strict=True):
+            hidden = nn.functional.gelu(tower.conv1(features[None, :, :frames]))
+            hidden = nn.functional.gelu(tower.conv2(hidden)).transpose(1, 2)
+            hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
+            for layer in tower.layers:
+                hidden = layer(hidden, None)
+            found.append(tower.layer_norm(hidden)[0])
+        return torch.cat(found)
+
+
+class Voxtral(Audio):
+    """Its encoder stands in another module, which loads it."""
+
+    def encode(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        return torch.cat(encoder(list(x["audio_arrays"])))
+
+
+class KimiAudio(Audio):
+    pair = BFLOAT16
+    stock_alone = True
+    prefix = "model.encoder."
+
+    def alone(self, config: VllmConfig) -> CompiledEncoder:
+        return CompiledKimiAudioWhisperEncoder(vllm_config=config)
+
+    def encode(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        return encoder(list(x["whisper_input_features"]))
+
+    def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        found = []
+        for features in x["whisper_input_features"]:
+            hidden = nn.functional.gelu(encoder.conv1(features[None]))
+            hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
+            hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+            for layer in encoder.layers:
+                hidden = layer(hidden, None)
+            hidden = encoder.layer_norm(hidden)[0]
+            hidden = nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % 4))
+            found.append(hidden.view(-1, 4 * hidden.shape[1]))
+        return torch.cat(found)
+
+
+class Moss(Audio):
+    prefix = "model.whisper_encoder."
+    batches = (*BATCHES, (45.0, 3.0))
+
+    def alone(self, config: VllmConfig) -> CompiledEncoder:
+        return CompiledMossTranscribeDiarizeWhisperEncoder(vllm_config=config)
+
+    def encode(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        return encoder(x["input_features"], x["audio_feature_lengths"])[0]
+
+    def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        found = encoder(x["input_features"]).last_hidden_state
+        return end_to_end(found, x["audio_feature_lengths"] * 4)
+
+
+def end_to_end(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """[clips, positions, width], so many of each -> [kept, width]."""
+    return torch.cat([clip[:n] for clip, n in zip(x, kept.tolist(), strict=True)])
+
+
+AUDIO = {
+    "whisper": Whisper(),
+    "ultravox": Ultravox(),
+    "voxtral": Voxtral(),
+    "kimi_audio": KimiAudio(),
+    "moss_transcribe_diarize": Moss(),
+    "qwen3_asr": Qwen3ASR(),
+    "qwen3_omni": Qwen3Omni(),
+    "qwen2_5_omni": Qwen2_5Omni(),
+    "qwen2_audio": Qwen2Audio(),
+    "audioflamingo3": AudioFlamingo3(),
+}
+CLASSES = {entry.family: entry for entry in CATALOG if entry.family in AUDIO}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A family's model, compiled, and what stock made of the same batches."""
+
+    audio: Audio
+    family: str
+    checkpoint: Path
+    config: VllmConfig
+    model: nn.Module
+    dtype: torch.dtype
+    truth: Outputs
+    stock: Outputs
+    off: Outputs
+
+    def inputs(self, seconds: Seconds) -> Inputs:
+        return inputs(self.config, self.family, seconds)
+
+    def embed(self, seconds: Seconds) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            return list(self.model.embed_multimodal(**self.inputs(seconds)))
+
+    @property
+    def encoder(self) -> Any:
+        (found,) = (m for m in self.model.modules() if isinstance(m, CompiledEncoder))
+        return found
+
+
+def inputs(config: VllmConfig, family: str, seconds: Seconds) -> Inputs:
+    """As vLLM's processor hands them to the model, in the model's dtype."""
+    requests = [FAMILIES[family].request([s]) for s in seconds]
+    return in_dtype(embed_inputs(config, requests), config.model_config.dtype)
+
+
+def in_dtype(x: Any, dtype: torch.dtype) -> Any:
+    """All tensors of floating point in it."""
+    if isinstance(x, dict):
+        return {name: in_dtype(value, dtype) for name, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [in_dtype(value, dtype) for value in x]
+    return x.to(dtype) if torch.is_tensor(x) and x.is_floating_point() else x
+
+
+def context(
+    family: str, checkpoint: Path, dtype: torch.dtype = torch.float32, **args: Any
+) -> Any:
+    name = str(dtype).removeprefix("torch.")
+    # Room for five clips of 30 s in an encoder call, and no other encoder.
+    room: dict[str, Any] = {"max_num_batched_tokens": 8192}
+    if "image" in FAMILIES[family].engine_args["limit_mm_per_prompt"]:
+        room["limit_mm_per_prompt"] = {"audio": 2, "image": 0, "video": 0}
+    return tower_context(
+        checkpoint, dtype=name, **{**FAMILIES[family].engine_args, **room, **args}
+    )
+
+
+def run_all(
+    config: VllmConfig, family: str, model: nn.Module, *, alone: bool = False
+) -> Outputs:
+    found = []
+    for batch in AUDIO[family].batches:
+        calls = [(s,) for s in batch] if alone else [batch]
+        with torch.inference_mode():
+            parts = [model.embed_multimodal(**inputs(config, family, c)) for c in calls]
+        found.append([clip for part in parts for clip in part])
+    return found
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(
+            (family, *pair),
+            id=f"{family}, {pair[0]}, mode {pair[1]}",
+            marks=() if pair == audio.pair else pytest.mark.slow,
+        )
+        for family, audio in AUDIO.items()
+        for pair in (FLOAT32, BFLOAT16)
+    ],
+)
+def compiled(request: pytest.FixtureRequest) -> Iterator[Compiled]:
+    family, dtype, mode = request.param
+    checkpoint = request.getfixturevalue(family)
+    audio = AUDIO[family]
+
+    def of_stock(dtype: torch.dtype, *, ours: bool = False) -> Outputs:
+        pinned = {} if ours else stock_class(CLASSES[family].architecture)
+        with (
+            counters.expect(structures=0, graphs=0),
+            context(family, checkpoint, dtype, **pinned) as config,
+        ):
+            model = load_model(config)
+            FAMILIES[family].mend_stock(model)
+            return run_all(config, family, model, alone=audio.stock_alone)
+
+    stock = of_stock(dtype)
+    truth = stock if dtype == torch.float32 else of_stock(torch.float32)
+    off = of_stock(dtype, ours=True)
+    on = {"compile_mm_encoder": True, "mode": CompilationMode(mode)}
+    with context(family, checkpoint, dtype, **on) as config:
+        model = load_model(config)
+        yield Compiled(
+            audio, family, checkpoint, config, model, dtype, truth, stock, off
+        )
+
+
+def test_equals_stock(compiled: Compiled) -> None:
+    assert type(compiled.model).__name__ == (
+        CLASSES[compiled.family].compiled_architecture
+    )
+    with counters.expect(structures=1, graphs=1, followers=3, recompiles=0):
+        ours = run_all(compiled.config, compiled.family, compiled.model)
+        compiled.model.warm_up_encoder()  # the first batch has compiled all of it
+    for batch, found, truth, reference in zip(
+        compiled.audio.batches, ours, compiled.truth, compiled.stock, strict=True
+    ):
+        for seconds, *clip in zip(batch, found, truth, reference, strict=True):
+            name = f"{seconds} s of {batch}"
+            allowed = allowance(reference=clip[2], truth=clip[1])
+            assert_close(name, clip[0], clip[1], ratio=allowed, dtype=compiled.dtype)
+
+
+def test_off_by_default_and_then_exactly_stock(compiled: Compiled) -> None:
+    for found, expected in zip(compiled.off, compiled.stock, strict=True):
+        assert all(map(torch.equal, found, expected))
+
+
+def test_a_follower_with_its_leaders_weights_would_show(compiled: Compiled) -> None:
+    """The comparison above can fail: layers are far from interchangeable."""
+    layers = compiled.encoder.layers
+    own = layers[2]
+    layers[2] = layers[0]
+    try:
+        swapped = run_all(compiled.config, compiled.family, compiled.model)
+    finally:
+        layers[2] = own
+    for found, expected in zip(swapped, compiled.truth, strict=True):
+        assert rms_ratio(torch.cat(found), torch.cat(expected)) > 0.02
+
+
+def test_clips_do_not_depend_on_their_neighbours(compiled: Compiled) -> None:
+    seconds = (30.0, 0.3, 7.7, 3.0)
+    together = compiled.embed(seconds)
+    turned = compiled.embed(seconds[::-1])[::-1]
+    # Products of another height add up in another order.
+    ratio = {torch.float32: 1e-5, torch.bfloat16: 8e-3}[compiled.dtype]
+    for index, clip in enumerate(seconds):
+        (alone,) = compiled.embed((clip,))
+        assert_close("alone", together[index], alone, ratio=ratio)
+        assert_close("elsewhere", together[index], turned[index], ratio=ratio)
+
+
+def test_nothing_is_written_into(compiled: Compiled) -> None:
+    given = compiled.inputs((3.0, 1.0))
+    tensors = [x for x in given.values() if torch.is_tensor(x)]
+    tensors += [*compiled.model.state_dict().values(), *compiled.model.buffers()]
+    before = [tensor.clone() for tensor in tensors]
+    versions = [None if t.is_inference() else t._version for t in tensors]
+    with torch.inference_mode():
+        compiled.model.embed_multimodal(**given)
+    for tensor, value, version in zip(tensors, before, versions, strict=True):
+        assert torch.equal(tensor, value)
+        assert version is None or tensor._version == version
+
+
+def test_no_request_compiles(compiled: Compiled) -> None:
+    """After the warm-up, over twenty mixes of lengths."""
+    compiled.model.warm_up_encoder()
+    generator = torch.Generator().manual_seed(0)
+    with counters.expect(graphs=0, artifact_loads=0, fallbacks=0):
+        for _ in range(20):
+            clips = int(torch.randint(1, 6, (), generator=generator))
+            seconds = 0.3 + 29.7 * torch.rand(clips, generator=generator)
+            compiled.embed(tuple(seconds.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros(0, np.float32), "at least one sample"),
+        (np.full(16000, np.nan, np.float32), "16000 that are NaN or infinite"),
+        (np.full(16000, np.inf, np.float32), "16000 that are NaN or infinite"),
+    ],
+    ids=["empty", "NaN", "infinite"],
+)
+def test_bad_audio_is_refused(samples: Any, message: str, compiled: Compiled) -> None:
+    request = FAMILIES[compiled.family].request([3.0])
+    request["multi_modal_data"] = {"audio": [(samples, media.SPEECH_RATE)]}
+    with pytest.raises(ValueError, match=message):
+        embed_inputs(compiled.config, [request])
+
+
+def test_equals_hugging_face(compiled: Compiled) -> None:
+    audio, family = compiled.audio, compiled.family
+    if family == "voxtral":
+        pytest.skip("its projector is part of Hugging Face's: see test_voxtral.py")
+    theirs: Callable[[Path], nn.Module] = getattr(
+        checkpoints,
+        f"load_hf_{family}_audio_encoder",
+        getattr(checkpoints, f"load_hf_{family}_encoder", None),
+    )
+    encoder = theirs(compiled.checkpoint)
+    for batch, truth, reference in zip(
+        audio.batches, compiled.truth, compiled.stock, strict=True
+    ):
+        given = compiled.inputs(batch)
+        exact = in_dtype(given, torch.float32)
+        with torch.inference_mode():
+            found = audio.encode(compiled.encoder, given)
+            expected = audio.hugging_face(encoder, exact)
+        allowed = allowance(reference=torch.cat(reference), truth=torch.cat(truth))
+        assert_close(f"{batch}", found, expected, ratio=allowed, dtype=compiled.dtype)
+
+
+def test_encoder_alone(compiled: Compiled) -> None:
+    """Without an engine, so without its limit; see docs/custom-serving.md."""
+    audio, config = compiled.audio, compiled.config
+    if compiled.family == "voxtral":
+        pytest.skip("its encoder is Whisper's, and stands in another module")
+    with set_default_torch_dtype(compiled.dtype):
+        encoder = audio.alone(config)
+    assert encoder.encoder_shapes.limit is None
+    weights = read_weights(weights_directory(compiled.checkpoint), audio.prefix)
+    assert audio.load(encoder, weights) == dict(encoder.named_parameters()).keys()
+    process_weights_after_loading(encoder, config.model_config, torch.device("cpu"))
+    given = compiled.inputs((3.0, 1.3))
+    with torch.inference_mode():
+        found = audio.encode(encoder, given)
+        expected = audio.encode(compiled.encoder, given)
+    assert torch.equal(found, expected)
+
+
+def weights_directory(checkpoint: Path) -> Path:
+    """Kimi-Audio's encoder has a directory of its own."""
+    own = checkpoint / "whisper-large-v3"
+    return own if own.is_dir() else checkpoint

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Lengths on the host -> where packed items begin, and what belongs to which."""
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.utils.torch_utils import async_tensor_h2d
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+
+def host_lengths(lengths: object) -> Ints:
+    """[items] int64; a tensor on a device makes the host wait."""
+    return torch.as_tensor(lengths, dtype=torch.int64, device="cpu").numpy()
+
+
+def places(lengths: Ints) -> tuple[Ints, Ints]:
+    """Of every element, items of these lengths end to end: its item, its place there.
+
+    `[2, 0, 3]` -> `[0, 0, 2, 2, 2]` and `[0, 1, 0, 1, 2]`.
+    """
+    item: Ints = np.repeat(np.arange(len(lengths)), lengths)
+    return item, np.arange(len(item)) - begins(lengths)[item]
+
+
+def begins(lengths: Ints) -> Ints:
+    """Where each item begins: `[2, 0, 3]` -> `[0, 2, 2]`."""
+    return lengths.cumsum() - lengths
+
+
+def cu_seqlens(lengths: Ints) -> Ints:
+    """`[2, 0, 3]` -> `[0, 2, 2, 5]`."""
+    return np.append(0, lengths.cumsum())
+
+
+def on_device(
+    values: Ints, device: torch.device, dtype: torch.dtype = torch.int64
+) -> torch.Tensor:
+    """One copy, for which nobody waits."""
+    return async_tensor_h2d(torch.from_numpy(values).to(dtype), device)

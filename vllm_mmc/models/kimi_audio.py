@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Kimi-Audio with Whisper's compiled encoder, packed: one graph, whatever the depth.
+
+Two things differ from stock on purpose. Requests of different lengths can be encoded
+together, which ends the engine in stock. And the bias that keys do not have is zero;
+stock leaves it as it finds the memory.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.model_executor.models.kimi_audio import (
+    KimiAudioDummyInputsBuilder,
+    KimiAudioForConditionalGeneration,
+    KimiAudioMultiModalProcessor,
+    KimiAudioProcessingInfo,
+    KimiAudioWhisperEncoder,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vllm_mmc.attention.packing import begins, on_device, places
+from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.models.whisper import (
+    ENCODER_REGIONS,
+    PackedWhisperEncoder,
+    after_convolutions,
+)
+
+# === Audio Encoder === #
+
+
+class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEncoder):
+    """The encoder, also for serving stacks of your own.
+
+    `forward(input_features)` takes log-mel features [num_mel_bins, frames] of each
+    clip, of any lengths; it returns four tokens side by side, [embeddings, 4 *
+    d_model], clip after clip, `embeddings(input_features)` of each.
+    """
+
+    tokens_per_embedding = 4
+
+    def forward(self, input_features: Sequence[torch.Tensor]) -> torch.Tensor:
+        frames = np.array([clip.shape[-1] for clip in input_features])
+        tokens = after_convolutions(frames)
+        metadata = self.prepare_encoder_metadata(begins(frames), frames, tokens)
+        x = self.embed_packed(torch.cat(list(input_features), dim=-1), metadata)
+        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
+        # A clip's last tokens have zeros beside them.
+        groups = -(-tokens // 4)
+        clip, position = places(tokens)
+        rows = on_device(begins(groups)[clip] * 4 + position, x.device)
+        found = x.new_zeros(int(groups.sum()) * 4, x.shape[1])
+        found[rows] = self.layer_norm(x[: len(rows)])
+        return found.view(-1, 4 * x.shape[1])
+
+    @staticmethod
+    def embeddings(input_features: Sequence[torch.Tensor]) -> list[int]:
+        """Of each clip."""
+        frames = np.array([clip.shape[-1] for clip in input_features])
+        lengths: list[int] = (-(-after_convolutions(frames) // 4)).tolist()
+        return lengths
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        # The model has renamed some already.
+        weights = ((name.replace(".mlp.", "."), weight) for name, weight in weights)
+        return PackedWhisperEncoder.load_weights(self, weights)
+
+
+class CompiledKimiAudioProcessingInfo(RefusesBadAudio, KimiAudioProcessingInfo):
+    pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    KimiAudioMultiModalProcessor,
+    info=CompiledKimiAudioProcessingInfo,
+    dummy_inputs=KimiAudioDummyInputsBuilder,
+)
+class CompiledKimiAudioForConditionalGeneration(
+    SupportsCompiledEncoder, KimiAudioForConditionalGeneration
+):
+    encoder_regions = ENCODER_REGIONS | {
+        KimiAudioWhisperEncoder: CompiledKimiAudioWhisperEncoder
+    }
+
+    def embed_multimodal(self, **kwargs: object) -> list[torch.Tensor] | None:
+        encoder = self.audio_tower
+        features: Any = kwargs.get("whisper_input_features")
+        if features is None or not isinstance(encoder, CompiledKimiAudioWhisperEncoder):
+            return super().embed_multimodal(**kwargs)
+        clips = list(features)
+        x = self.multi_modal_projector(encoder(clips))
+        return list(x.split(encoder.embeddings(clips)))

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Qwen2.5-Omni with compiled encoders: a native, packed one for audio, and
+Qwen2.5-VL's for pictures and video.
+
+Stock runs Hugging Face's audio encoder, which without flash-attn calls attention once
+for every two seconds in every layer. Here each layer calls it once.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn as nn
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
+    Qwen2_5OmniAudioEncoder,
+)
+from vllm.config import VllmConfig
+from vllm.model_executor.models.qwen2_5_omni_thinker import (
+    Qwen2_5OmniAudioFeatureInputs,
+    Qwen2_5OmniThinkerDummyInputsBuilder,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+    Qwen2_5OmniThinkerMultiModalProcessor,
+    Qwen2_5OmniThinkerProcessingInfo,
+)
+from vllm.model_executor.models.utils import WeightsMapper
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vllm_mmc.attention.packing import begins, host_lengths, places
+from vllm_mmc.models import qwen2_5_vl, whisper
+from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.models.whisper import PackedWhisperEncoder, after_convolutions
+
+# === Audio Encoder === #
+
+
+class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
+    """The encoder, also for serving stacks of your own.
+
+    `forward(input_features, feature_lens)` takes log-mel features [num_mel_bins,
+    frames], clip after clip, and the frames of each clip (on the host, or it waits for
+    the device); it returns [embeddings, output_dim], clip after clip,
+    `embeddings(feature_lens)` of each.
+    """
+
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_prefix={"ln_post.": "layer_norm.", "audio_bos_eos_token.": None}
+    )
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        config = vllm_config.model_config.hf_config
+        self.n_window = config.n_window
+        self.proj = nn.Linear(config.d_model, config.output_dim)
+
+    def forward(  # type: ignore[override]
+        self, input_features: torch.Tensor, feature_lens: torch.Tensor | Sequence[int]
+    ) -> torch.Tensor:
+        frames = host_lengths(feature_lens)
+        chunk = self.n_window * 2
+        clip, place = places(-(-frames // chunk))  # of each chunk
+        sizes = np.minimum(frames[clip] - place * chunk, chunk)
+        metadata = self.prepare_encoder_metadata(
+            begin=begins(frames)[clip] + place * chunk,
+            frames=sizes,
+            tokens=after_convolutions(sizes),
+            clips=after_convolutions(frames),
+        )
+        x = self.embed_packed(input_features, metadata)
+        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
+        return self.proj(self.layer_norm(self.pool(x, metadata)))
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        return super().load_weights(self.hf_to_vllm_mapper.apply(weights))
+
+
+class CompiledQwen2_5OmniThinkerProcessingInfo(
+    RefusesBadAudio, Qwen2_5OmniThinkerProcessingInfo
+):
+    pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen2_5OmniThinkerMultiModalProcessor,
+    info=CompiledQwen2_5OmniThinkerProcessingInfo,
+    dummy_inputs=Qwen2_5OmniThinkerDummyInputsBuilder,
+)
+class CompiledQwen2_5OmniThinkerForConditionalGeneration(
+    SupportsCompiledEncoder, Qwen2_5OmniThinkerForConditionalGeneration
+):
+    encoder_regions = whisper.ENCODER_REGIONS | qwen2_5_vl.ENCODER_REGIONS
+    native_encoders = {Qwen2_5OmniAudioEncoder: CompiledQwen2_5OmniAudioEncoder}
+
+    def _process_audio_input(
+        self, audio_input: Qwen2_5OmniAudioFeatureInputs
+    ) -> tuple[torch.Tensor, ...]:
+        encoder = self.audio_tower
+        if not isinstance(encoder, CompiledQwen2_5OmniAudioEncoder):
+            return super()._process_audio_input(audio_input)
+        # The lengths are on the host, and stay there.
+        frames = audio_input["audio_feature_lengths"]
+        features = audio_input["input_features"].to(encoder.conv1.weight.dtype)
+        return encoder(features, frames).split(encoder.embeddings(frames))

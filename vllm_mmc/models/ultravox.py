@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Ultravox with Whisper's compiled encoder, packed: one graph, whatever the depth.
+
+One thing differs from stock on purpose: stock pads the chunks of a batch to the
+longest, and the projector stacks what was computed of padding into the last embedding
+of a chunk. Here padding is not computed, and zero: a chunk is what it is alone.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from vllm.model_executor.models.ultravox import (
+    UltravoxDummyInputsBuilder,
+    UltravoxModel,
+    UltravoxMultiModalProcessor,
+    UltravoxProcessingInfo,
+    UltravoxWhisperEncoder,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vllm_mmc.attention.packing import host_lengths, on_device, places
+from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.models.whisper import (
+    ENCODER_REGIONS,
+    PackedWhisperEncoder,
+    after_convolutions,
+)
+
+
+class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncoder):
+    """The encoder, also for serving stacks of your own.
+
+    `forward(input_features, audio_lens)` takes log-mel features [chunks, num_mel_bins,
+    frames] and how many frames of each are speech (on the host, or it waits for the
+    device); it returns [chunks, frames / 2, d_model], zero behind the speech.
+    """
+
+    tokens_per_embedding = 8
+
+    def forward(  # type: ignore[override]
+        self, input_features: torch.Tensor, audio_lens: torch.Tensor | Sequence[int]
+    ) -> torch.Tensor:
+        chunks, _, frames = input_features.shape
+        if frames > self.max_context_length:
+            raise ValueError(
+                f"input_features must have at most {self.max_context_length} frames "
+                f"per chunk, found {frames}"
+            )
+        speech = host_lengths(audio_lens)
+        tokens = after_convolutions(speech)
+        metadata = self.prepare_encoder_metadata(
+            begin=np.arange(chunks) * frames, frames=speech, tokens=tokens
+        )
+        x = self.embed_packed(input_features.transpose(0, 1).flatten(1), metadata)
+        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
+        chunk, position = places(tokens)
+        length = (frames - 1) // 2 + 1
+        rows = on_device(chunk * length + position, x.device)
+        found = x.new_zeros(chunks * length, x.shape[1])
+        found[rows] = self.layer_norm(x[: len(rows)])
+        return found.unflatten(0, (chunks, length))
+
+
+class CompiledUltravoxProcessingInfo(RefusesBadAudio, UltravoxProcessingInfo):
+    pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    UltravoxMultiModalProcessor,
+    info=CompiledUltravoxProcessingInfo,
+    dummy_inputs=UltravoxDummyInputsBuilder,
+)
+class CompiledUltravoxModel(SupportsCompiledEncoder, UltravoxModel):
+    encoder_regions = ENCODER_REGIONS | {
+        UltravoxWhisperEncoder: CompiledUltravoxWhisperEncoder
+    }
+
+    def encoder_roots(self) -> list[str]:
+        # The projector may have Whisper's layers too, over as little as one token.
+        return ["audio_tower"]
