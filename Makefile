@@ -14,7 +14,7 @@ SPEECH := pyannote-audio==3.4.0
 stop = { echo 'setup: $(1)' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines test-rest test-slow lint docs bench clean
+.PHONY: help setup demo test test-engines test-rest test-slow record lint docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,10 @@ test-rest: $(READY)
 
 test-slow: $(READY) ## the heavy cases that `make test` leaves out
 	$(BIN)/pytest -m slow
+
+record: $(READY) ## all tests, hours of them, and what passed into docs/
+	$(BIN)/pytest -m 'slow or not slow' --record docs/test-results.json
+	$(BIN)/python docs/generate.py
 
 lint: $(READY) ## style, types, import rules
 	$(BIN)/ruff check

@@ -16,6 +16,8 @@ HERE = Path(__file__).parent
 NOTE = "<!-- Made by `make docs`; edit docs/generate.py or what it reads. -->\n\n"
 
 
+KINDS = ("equality", "full graph", "engine", "server", "two ranks")
+
 SUPPORTED_MODELS = """\
 # Supported models
 
@@ -24,6 +26,23 @@ With vLLM from {low} to below {high}. `vllm-mmc list` prints the same.
 | architecture | our name | regions, compiled once each | stock compiles | status |
 |---|---|---|---|---|
 {rows}
+
+## What was run
+
+Tests that passed, by what they show, as the last recorded run of `make test` and
+`make test-slow` left them in `docs/test-results.json` (`pytest --record`):
+
+- **equality**: to stock eager and to Hugging Face, item by item, alone and in batches;
+  nothing compiled after the warm-up; off is stock to the bit.
+- **full graph**: one graph for every size, guards on. Encoders of the same packed kind
+  share a test: it stands at Qwen2-Audio.
+- **engine**: real engines answer as stock's do, by exact counters.
+- **server**: two real servers, stock and ours, and bad input.
+- **two ranks**: weights, or items, split over two processes.
+
+| | {kinds} |
+|---|{dashes}
+{results}
 """
 
 CONFIGURATION = """\
@@ -78,7 +97,20 @@ def supported_models() -> str:
         f"| {', '.join(entry.regions)} | {entry.stock} | {entry.status} |"
         for entry in CATALOG
     ]
-    return NOTE + SUPPORTED_MODELS.format(low=low, high=high, rows="\n".join(rows))
+    passed = json.loads((HERE / "test-results.json").read_text())
+    results = [
+        f"| {family} | " + " | ".join(str(kinds.get(k, "")) for k in KINDS) + " |"
+        for family in dict.fromkeys(entry.family for entry in CATALOG)
+        for kinds in (passed.get(family, {}),)
+    ]
+    return NOTE + SUPPORTED_MODELS.format(
+        low=low,
+        high=high,
+        rows="\n".join(rows),
+        kinds=" | ".join(KINDS),
+        dashes="---|" * len(KINDS),
+        results="\n".join(results),
+    )
 
 
 def configuration() -> str:

@@ -2,19 +2,31 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """What all tests share: a cache of their own, a tiny checkpoint, no network."""
 
+import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from vllm_mmc.catalog import CATALOG
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record",
+        type=Path,
+        help="note what passed here, for docs/supported-models.md",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """vLLM's caches for the whole session; tests of a cold start take another."""
+    if path := config.getoption("--record"):
+        config.pluginmanager.register(Record(path))
     cache = tempfile.mkdtemp(prefix="vllm_mmc-tests-")
     os.environ["VLLM_CACHE_ROOT"] = cache
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,6 +36,44 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Forked tests first: a process that has used OpenMP hangs once it is forked."""
     items.sort(key=lambda item: item.get_closest_marker("forked") is None)
+
+
+class Record:
+    """Counts the tests of each family that passed, by what they show."""
+
+    KINDS: ClassVar = {
+        "tests/models/test_sharding.py": "two ranks",
+        "tests/models/": "equality",
+        "tests/compile/test_fullgraph.py": "full graph",
+        "tests/compile/test_multimodal_compile.py": "engine",
+        "tests/e2e/test_demo_command.py": "engine",
+        "tests/e2e/test_transcriptions.py": "server",
+        "tests/e2e/test_serve.py": "server",
+    }
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.passed: dict[tuple[str, str], int] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        test = report.nodeid
+        kind = next(
+            (k for file, k in self.KINDS.items() if test.startswith(file)), None
+        )
+        for family in {entry.family for entry in CATALOG}:
+            named = re.search(rf"(?<![a-z0-9]){family}(?![a-z0-9_])", test)
+            if kind and named and (report.when == "call" or report.failed):
+                before = self.passed.get((family, kind), 0)
+                # Of a kind of which one has failed, none counts.
+                failed = report.failed or before < 0
+                self.passed[family, kind] = -1 if failed else before + report.passed
+
+    def pytest_sessionfinish(self) -> None:
+        known = json.loads(self.path.read_text()) if self.path.exists() else {}
+        for (family, kind), passed in self.passed.items():
+            known.setdefault(family, {})[kind] = max(passed, 0)
+        text = json.dumps(known, indent=2, sort_keys=True)
+        self.path.write_text(text + "\n")
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,23 @@ CATALOG = (
         status="tested",
     ),
     CatalogEntry(
+        architecture="Qwen3ASRRealtimeGeneration",
+        model="vllm_mmc.models.qwen3_asr_realtime:CompiledQwen3ASRRealtimeGeneration",
+        regions=("block",),
+        stock="nothing",
+        status="tested",
+    ),
+    CatalogEntry(
+        architecture="Qwen3ASRForcedAlignerForTokenClassification",
+        model=(
+            "vllm_mmc.models.qwen3_asr_forced_aligner:"
+            "CompiledQwen3ASRForcedAlignerForTokenClassification"
+        ),
+        regions=("block",),
+        stock="nothing",
+        status="tested",
+    ),
+    CatalogEntry(
         architecture="Qwen2AudioForConditionalGeneration",
         model="vllm_mmc.models.qwen2_audio:CompiledQwen2AudioForConditionalGeneration",
         regions=("block",),

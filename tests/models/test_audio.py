@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Every compiled audio encoder equals stock eager and Hugging Face's."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,9 @@ class Audio:
     batches: Sequence[Seconds] = BATCHES
     stock_alone = False
     prefix = "audio_tower."
+
+    def __init__(self, pair: tuple[torch.dtype, int] | None = None) -> None:
+        self.pair = pair or self.pair
 
     def alone(self, config: VllmConfig) -> CompiledEncoder:
         """The encoder without an engine."""
@@ -175,7 +178,6 @@ class Qwen2Audio(Audio):
 
 
 class AudioFlamingo3(Qwen2Audio):
-    pair = BFLOAT16
     encoder = CompiledAudioFlamingo3Encoder
     # Half a minute and one sample more: a window of which nothing is left.
     batches = (*BATCHES[:2], (45.0, 3.0), (30.0001,), (12.5, 0.3, 29.0))
@@ -187,7 +189,6 @@ class AudioFlamingo3(Qwen2Audio):
 
 
 class Ultravox(Qwen2Audio):
-    pair = BFLOAT16
     encoder = CompiledUltravoxWhisperEncoder
     stock_alone = True
 
@@ -216,7 +217,6 @@ class Voxtral(Audio):
 
 
 class KimiAudio(Audio):
-    pair = BFLOAT16
     stock_alone = True
     prefix = "model.encoder."
 
@@ -267,6 +267,8 @@ AUDIO = {
     "kimi_audio": KimiAudio(),
     "moss_transcribe_diarize": Moss(),
     "qwen3_asr": Qwen3ASR(),
+    "qwen3_asr_realtime": Qwen3ASR(FLOAT32),
+    "qwen3_asr_forced_aligner": Qwen3ASR(FLOAT32),
     "qwen3_omni": Qwen3Omni(),
     "qwen2_5_omni": Qwen2_5Omni(),
     "qwen2_audio": Qwen2Audio(),
@@ -470,11 +472,9 @@ def test_equals_hugging_face(compiled: Compiled) -> None:
     audio, family = compiled.audio, compiled.family
     if family == "voxtral":
         pytest.skip("its projector is part of Hugging Face's: see test_voxtral.py")
-    theirs: Callable[[Path], nn.Module] = getattr(
-        checkpoints,
-        f"load_hf_{family}_audio_encoder",
-        getattr(checkpoints, f"load_hf_{family}_encoder", None),
-    )
+    names = (f"load_hf_{family}_audio_encoder", f"load_hf_{family}_encoder")
+    found_names = [name for name in names if hasattr(checkpoints, name)]
+    theirs = getattr(checkpoints, (*found_names, "load_hf_qwen3_asr_encoder")[0])
     encoder = theirs(compiled.checkpoint)
     for batch, truth, reference in zip(
         audio.batches, compiled.truth, compiled.stock, strict=True

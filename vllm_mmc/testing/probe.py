@@ -56,7 +56,7 @@ class Findings:
 
     Attributes:
         model: "module:Class" of the loaded model.
-        tokens: per prompt, the greedy answer's token ids.
+        tokens: per prompt, the greedy answer's token ids, or the class of each token.
         embeddings: per encoder call, [tokens, hidden size], float32.
         start_seconds: from nothing to an engine that can answer, imports excluded.
         compile_seconds: of the encoder.
@@ -155,8 +155,15 @@ def _answer(probe: Probe) -> Findings:
 
     model.embed_multimodal = recorded
     for items in probe.prompts:
+        request = family.request(items)
+        if args.get("runner") == "pooling":  # a class for each token
+            (pooled,) = llm.encode(
+                [request], pooling_task="token_classify", use_tqdm=False
+            )
+            tokens.append(pooled.outputs.data.argmax(-1).tolist())
+            continue
         sampling = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
-        (answer,) = llm.generate([family.request(items)], sampling, use_tqdm=False)
+        (answer,) = llm.generate([request], sampling, use_tqdm=False)
         tokens.append(list(answer.outputs[0].token_ids))
 
     largest, _ = max(calls, key=lambda call: call[1].shape[0])

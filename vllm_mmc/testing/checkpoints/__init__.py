@@ -179,6 +179,10 @@ class Family:
         return "{} x {} photograph".format(*item)
 
 
+# Stock's encoder gives a clip under a second other values alone than beside a longer one,
+# and other than Hugging Face's.
+QWEN3_SAMPLES = ([1.0], [3.0], [29.0], [12.5, 0.7])
+
 FAMILIES = {
     "qwen2_5_vl": Family("Qwen2.5-VL", tiny_qwen2_5_vl, qwen2_5_vl_prompt),
     "llama4": Family("Llama4", tiny_llama4, llama4_prompt),
@@ -196,7 +200,7 @@ FAMILIES = {
         tiny_qwen3_asr,
         qwen3_asr_prompt,
         modality="audio",
-        samples=([0.3], [3.0], [29.0], [12.5, 0.7]),
+        samples=QWEN3_SAMPLES,
         text="",
         engine_args={"limit_mm_per_prompt": {"audio": 2}},
     ),
@@ -234,7 +238,7 @@ FAMILIES = {
         tiny_qwen3_omni,
         qwen3_omni_prompt,
         modality="audio",
-        samples=([0.3], [3.0], [29.0], [12.5, 0.7]),
+        samples=QWEN3_SAMPLES,
         engine_args={"limit_mm_per_prompt": {"audio": 2, "image": 2, "video": 0}},
     ),
     "ultravox": Family(
@@ -284,6 +288,33 @@ FAMILIES = {
         engine_args={
             "limit_mm_per_prompt": {"audio": {"count": 1, "length": 30 * 16000}},
             "trust_remote_code": True,
+        },
+    ),
+    "qwen3_asr_realtime": Family(
+        "Qwen3-ASR, live",
+        tiny_qwen3_asr,
+        qwen3_asr_prompt,
+        modality="audio",
+        samples=QWEN3_SAMPLES[:3],
+        text="",
+        engine_args={
+            "limit_mm_per_prompt": {"audio": 1},
+            "hf_overrides": {"architectures": ["Qwen3ASRRealtimeGeneration"]},
+        },
+    ),
+    "qwen3_asr_forced_aligner": Family(
+        "Qwen3 forced aligner",
+        tiny_qwen3_asr,
+        qwen3_asr_prompt,
+        modality="audio",
+        samples=QWEN3_SAMPLES[:3],
+        text="Hello<timestamp>you<timestamp>",
+        engine_args={
+            "limit_mm_per_prompt": {"audio": 1},
+            "runner": "pooling",
+            "hf_overrides": {
+                "architectures": ["Qwen3ASRForcedAlignerForTokenClassification"]
+            },
         },
     ),
 }

@@ -111,6 +111,8 @@ def tiny_qwen3_asr(
             "audio_token_id": vocab["<|audio_pad|>"],
             "audio_start_token_id": vocab["<|audio_start|>"],
             "audio_end_token_id": vocab["<|audio_end|>"],
+            # For the forced aligner: the output layer tells one of so many times.
+            "classify_num": VOCAB_SIZE,
             "dtype": dtype,
         },
         timestamp_token_id=vocab["<timestamp>"],
