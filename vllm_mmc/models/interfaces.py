@@ -72,6 +72,9 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             tower = self.get_submodule(name)
             if (native := self.native_encoders.get(type(tower))) is not None:
                 config = vllm_config.with_hf_config(tower.config)
+                if hasattr(vllm_config.model_config.hf_config, "quantization_config"):
+                    # The checkpoint is; this tower is not, or stock could not load it.
+                    config.quant_config = None
                 tower = native(vllm_config=config, prefix=name)
                 self.set_submodule(name, tower)
             compile_encoder(tower, self.encoder_regions, vllm_config, budget)
