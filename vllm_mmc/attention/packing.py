@@ -2,19 +2,24 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Lengths on the host -> where packed items begin, and what belongs to which."""
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.utils.torch_utils import async_tensor_h2d
 
 Ints: TypeAlias = npt.NDArray[np.int64]
+Lengths: TypeAlias = torch.Tensor | Sequence[int] | Ints
+"""One per item. On the host: what lies on a device makes the host wait."""
 
 
-def host_lengths(lengths: object) -> Ints:
-    """[items] int64; a tensor on a device makes the host wait."""
-    return torch.as_tensor(lengths, dtype=torch.int64, device="cpu").numpy()
+def host_lengths(lengths: Lengths) -> Ints:
+    """[items] int64."""
+    with gpu_sync_allowed():
+        return torch.as_tensor(lengths, dtype=torch.int64, device="cpu").numpy()
 
 
 def places(lengths: Ints) -> tuple[Ints, Ints]:

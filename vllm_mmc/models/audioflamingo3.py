@@ -17,7 +17,7 @@ from vllm.model_executor.models.audioflamingo3 import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import begins
+from vllm_mmc.attention.packing import begins, host_lengths
 from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
 from vllm_mmc.models.qwen2_audio import CompiledQwen2AudioEncoder
 from vllm_mmc.models.whisper import ENCODER_REGIONS
@@ -53,7 +53,7 @@ class CompiledAudioFlamingo3ForConditionalGeneration(
         ):
             return super()._process_audio_input(audio_input)
         features, mask, windows = self._normalize_audio_feature_inputs(audio_input)
-        frames = mask.sum(-1).cpu()  # the one thing that the host waits for
+        frames = host_lengths(mask.sum(-1))  # the one thing that the host waits for
         x = encoder(features.to(encoder.conv1.weight.dtype), frames)
         lengths = np.add.reduceat(
             encoder.embeddings(frames), begins(np.asarray(windows))

@@ -7,7 +7,7 @@ Stock runs Hugging Face's audio encoder, which without flash-attn calls attentio
 for every two seconds in every layer. Here each layer calls it once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import begins, host_lengths, places
+from vllm_mmc.attention.packing import Lengths, begins, host_lengths, places
 from vllm_mmc.models import qwen2_5_vl, whisper
 from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
 from vllm_mmc.models.whisper import PackedWhisperEncoder, after_convolutions
@@ -54,7 +54,7 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
         self.proj = nn.Linear(config.d_model, config.output_dim)
 
     def forward(  # type: ignore[override]
-        self, input_features: torch.Tensor, feature_lens: torch.Tensor | Sequence[int]
+        self, input_features: torch.Tensor, feature_lens: Lengths
     ) -> torch.Tensor:
         frames = host_lengths(feature_lens)
         chunk = self.n_window * 2

@@ -6,8 +6,6 @@ Stock runs Hugging Face's encoder over 30 s of every clip, with a dense mask. He
 frames that the mask hides are not computed: a short clip costs what it is long.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from transformers.models.qwen2_audio import Qwen2AudioEncoder
@@ -20,7 +18,7 @@ from vllm.model_executor.models.qwen2_audio import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import host_lengths
+from vllm_mmc.attention.packing import Lengths, host_lengths
 from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
@@ -40,7 +38,7 @@ class CompiledQwen2AudioEncoder(PackedWhisperEncoder):
     """
 
     def forward(  # type: ignore[override]
-        self, input_features: torch.Tensor, frames: torch.Tensor | Sequence[int]
+        self, input_features: torch.Tensor, frames: Lengths
     ) -> torch.Tensor:
         clips, _, window = input_features.shape
         speech = host_lengths(frames)
@@ -80,7 +78,7 @@ class CompiledQwen2AudioForConditionalGeneration(
         ):
             return super()._process_audio_input(audio_input)
         # The one thing that the host waits for.
-        frames = audio_input["feature_attention_mask"].sum(-1).cpu()
+        frames = host_lengths(audio_input["feature_attention_mask"].sum(-1))
         features = audio_input["input_features"].to(encoder.conv1.weight.dtype)
         x = self.multi_modal_projector(encoder(features, frames))
         return x.split(encoder.embeddings(frames))

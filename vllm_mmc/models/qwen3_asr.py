@@ -12,7 +12,7 @@ longest chunk of its batch, which changes its last tokens. Here it is always pad
 whole chunk, as in Hugging Face's: a clip does not depend on the others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ from vllm.model_executor.models.qwen3_omni_moe_thinker import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_mmc.attention.packing import (
+    Lengths,
     begins,
     cu_seqlens,
     host_lengths,
@@ -126,7 +127,7 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
     def forward(
         self,
         input_features: torch.Tensor,
-        feature_lens: torch.Tensor | Sequence[int],
+        feature_lens: Lengths,
         aftercnn_lens: torch.Tensor | None = None,
     ) -> torch.Tensor:
         metadata = self.prepare_encoder_metadata(feature_lens)
@@ -134,9 +135,7 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
         x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
         return x[: sum(metadata.lengths)]
 
-    def prepare_encoder_metadata(
-        self, feature_lens: torch.Tensor | Sequence[int]
-    ) -> Qwen3AudioMetadata:
+    def prepare_encoder_metadata(self, feature_lens: Lengths) -> Qwen3AudioMetadata:
         """From the frames of each clip: numbers on the host, then one copy each."""
         frames = host_lengths(feature_lens)
         chunk = self.n_window * 2

@@ -7,8 +7,6 @@ longest, and the projector stacks what was computed of padding into the last emb
 of a chunk. Here padding is not computed, and zero: a chunk is what it is alone.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from vllm.model_executor.models.ultravox import (
@@ -20,7 +18,7 @@ from vllm.model_executor.models.ultravox import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import host_lengths, on_device, places
+from vllm_mmc.attention.packing import Lengths, host_lengths, on_device, places
 from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
@@ -40,7 +38,7 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
     tokens_per_embedding = 8
 
     def forward(  # type: ignore[override]
-        self, input_features: torch.Tensor, audio_lens: torch.Tensor | Sequence[int]
+        self, input_features: torch.Tensor, audio_lens: Lengths
     ) -> torch.Tensor:
         chunks, _, frames = input_features.shape
         if frames > self.max_context_length:

@@ -30,6 +30,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm_mmc.attention.mm_encoder_attention import MMEncoderAttention
 from vllm_mmc.attention.packing import (
     Ints,
+    Lengths,
     begins,
     cu_seqlens,
     host_lengths,
@@ -254,7 +255,7 @@ class PackedWhisperEncoder(CompiledWhisperEncoder):
         return (x[metadata.pairs] + x[metadata.pairs + 1]) / 2
 
     @staticmethod
-    def embeddings(frames: torch.Tensor | Sequence[int]) -> list[int]:
+    def embeddings(frames: Lengths) -> list[int]:
         """Of clips of so many frames each."""
         lengths: list[int] = (after_convolutions(host_lengths(frames)) // 2).tolist()
         return lengths
