@@ -67,11 +67,11 @@ def stock_class(architecture: str) -> dict[str, dict[str, str]]:
     `tower_context(checkpoint, **stock_class("Qwen2_5_VLForConditionalGeneration"))`.
 
     Raises:
-        KeyError: if vLLM has no multimodal model of that name.
+        KeyError: if vLLM has no model of that name.
     """
-    from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
+    from vllm.model_executor.models.registry import _VLLM_MODELS
 
-    module, name = _MULTIMODAL_MODELS[architecture]
+    module, name = _VLLM_MODELS[architecture]
     target = f"vllm.model_executor.models.{module}:{name}"
     return {"model_class_overrides": {architecture: target}}
 
@@ -208,17 +208,29 @@ def embed_inputs(
     Raises:
         ValueError: if the processor refuses an item, or the items are no single batch.
     """
+    return batch_items(
+        [item for request in requests for item in process_items(vllm_config, request)]
+    )
+
+
+def process_items(
+    vllm_config: "VllmConfig", request: Mapping[str, Any]
+) -> list[tuple[str, Any]]:
+    """Returns a request's items, (modality, item), for `batch_items`."""
     from vllm.multimodal import MULTIMODAL_REGISTRY
-    from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
     processor = MULTIMODAL_REGISTRY.create_processor(vllm_config.model_config)
-    items = []
-    for request in requests:
-        data = processor.info.parse_mm_data(request["multi_modal_data"])
-        prompt = request.get("prompt", request.get("prompt_token_ids"))
-        processed = processor(prompt, mm_items=data)["mm_kwargs"]
-        items += [(name, item) for name in processed for item in processed[name]]
-    ((_, _, inputs),) = group_and_batch_mm_kwargs(items)
+    data = processor.info.parse_mm_data(request["multi_modal_data"])
+    prompt = request.get("prompt", request.get("prompt_token_ids"))
+    processed = processor(prompt, mm_items=data)["mm_kwargs"]
+    return [(name, item) for name in processed for item in processed[name]]
+
+
+def batch_items(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns what `embed_multimodal` gets for these items, in one batch."""
+    from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
+    ((_, _, inputs),) = group_and_batch_mm_kwargs(list(items))
     return dict(inputs)
 
 
