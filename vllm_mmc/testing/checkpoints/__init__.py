@@ -30,6 +30,11 @@ from vllm_mmc.testing.checkpoints.llama4 import (
     load_hf_llama4_encoder,
     tiny_llama4,
 )
+from vllm_mmc.testing.checkpoints.minicpmo import (
+    load_hf_minicpmo_encoder,
+    minicpmo_prompt,
+    tiny_minicpmo,
+)
 from vllm_mmc.testing.checkpoints.moss_transcribe_diarize import (
     load_hf_moss_transcribe_diarize_encoder,
     moss_transcribe_diarize_prompt,
@@ -87,6 +92,7 @@ __all__ = [
     "load_hf_audioflamingo3_encoder",
     "load_hf_kimi_audio_encoder",
     "load_hf_llama4_encoder",
+    "load_hf_minicpmo_encoder",
     "load_hf_moss_transcribe_diarize_encoder",
     "load_hf_qwen2_5_omni_audio_encoder",
     "load_hf_qwen2_5_omni_vision_encoder",
@@ -98,6 +104,7 @@ __all__ = [
     "load_hf_vision_tower",
     "load_hf_voxtral_encoder",
     "load_hf_whisper_encoder",
+    "minicpmo_prompt",
     "moss_transcribe_diarize_prompt",
     "qwen2_5_omni_prompt",
     "qwen2_5_vl_prompt",
@@ -107,6 +114,7 @@ __all__ = [
     "tiny_audioflamingo3",
     "tiny_kimi_audio",
     "tiny_llama4",
+    "tiny_minicpmo",
     "tiny_moss_transcribe_diarize",
     "tiny_qwen2_5_omni",
     "tiny_qwen2_5_vl",
@@ -316,6 +324,22 @@ FAMILIES = {
             "hf_overrides": {
                 "architectures": ["Qwen3ASRForcedAlignerForTokenClassification"]
             },
+        },
+    ),
+    # Not in the catalogue: the encoder is stock's.
+    "minicpmo": Family(
+        "MiniCPM-o",
+        tiny_minicpmo,
+        minicpmo_prompt,
+        modality="audio",
+        samples=([0.3], [3.0], [29.0], [12.5, 0.7]),
+        text="",
+        # Without a picture allowed vLLM makes no room for audio, and this checkpoint
+        # cannot see, so nothing may be profiled.
+        engine_args={
+            "limit_mm_per_prompt": {"audio": 2, "image": 1, "video": 0},
+            "skip_mm_profiling": True,
+            "trust_remote_code": True,
         },
     ),
 }
