@@ -16,11 +16,8 @@ from vllm_mmc.models.whisper import ENCODER_REGIONS, CompiledWhisperEncoder
 
 
 class CompiledVoxtralWhisperEncoder(CompiledWhisperEncoder):
-    tokens_per_embedding = 4
-
     def encoder_tokens(self, embeddings: int) -> int:
-        # vLLM profiles with the longest audio, whose last chunk is made whole.
-        return super().encoder_tokens(embeddings + self.encoder_step // 4 - 1)
+        return 0  # not known: vLLM profiles with more than its own budget
 
 
 class CompiledVoxtralProcessingInfo(RefusesBadAudio, VoxtralProcessingInfo):
