@@ -309,6 +309,16 @@ class HuggingFaceAudio(Case):
     first_size = 1
     forward_depth = 8
 
+    @abstractmethod
+    def audio_config(self, config: Any) -> Any:
+        """Returns the encoder's part of the model's config."""
+
+    def build(self, tower_class: type, vllm_config: Any) -> Any:
+        config = self.audio_config(vllm_config.model_config.hf_config)
+        if tower_class is _class(self.stock):
+            return tower_class(config)
+        return tower_class(vllm_config=vllm_config.with_hf_config(config))
+
     def shapes(self, tower: Any, vllm_config: Any) -> dict[str, tuple[int, ...]]:
         import torch
 
@@ -357,11 +367,8 @@ class Qwen2Audio(HuggingFaceAudio):
         file.write_text(json.dumps(config, indent=2))
         return path
 
-    def build(self, tower_class: type, vllm_config: Any) -> Any:
-        config = vllm_config.model_config.hf_config.audio_config
-        if tower_class is _class(self.stock):
-            return tower_class(config)
-        return tower_class(vllm_config=vllm_config.with_hf_config(config))
+    def audio_config(self, config: Any) -> Any:
+        return config.audio_config
 
     def inputs(self, tower: Any, size: int) -> tuple[Any, ...]:
         import torch
@@ -435,16 +442,13 @@ class Qwen2_5Omni(HuggingFaceAudio):
         file.write_text(json.dumps(config, indent=2))
         return path
 
-    def build(self, tower_class: type, vllm_config: Any) -> Any:
-        config = vllm_config.model_config.hf_config.thinker_config.audio_config
-        if tower_class is _class(self.stock):
-            return tower_class(config)
-        return tower_class(vllm_config=vllm_config.with_hf_config(config))
+    def audio_config(self, config: Any) -> Any:
+        return config.thinker_config.audio_config
 
     def inputs(self, tower: Any, size: int) -> tuple[Any, ...]:
         import torch
 
-        frames = torch.tensor(MIXED_FRAMES[:size])
+        frames = torch.tensor(_mixed_frames(size))
         generator = torch.Generator().manual_seed(size)
         return torch.randn(128, int(frames.sum()), generator=generator), frames
 
@@ -511,7 +515,7 @@ class Qwen3ASR(Case):
             _get_feat_extract_output_lengths,
         )
 
-        frames = torch.tensor(MIXED_FRAMES[:size])
+        frames = torch.tensor(_mixed_frames(size))
         generator = torch.Generator().manual_seed(size)
         mel = torch.randn(tower.num_mel_bins, int(frames.sum()), generator=generator)
         return mel, frames, _get_feat_extract_output_lengths(frames)
@@ -520,6 +524,13 @@ class Qwen3ASR(Case):
         from vllm_mmc.testing.checkpoints import FAMILIES
 
         return FAMILIES["qwen3_asr"].request([3.0])
+
+
+def _mixed_frames(size: int) -> tuple[int, ...]:
+    """Returns the frames of each of so many clips."""
+    if size > len(MIXED_FRAMES):
+        raise ValueError(f"at most {len(MIXED_FRAMES)} clips")
+    return MIXED_FRAMES[:size]
 
 
 def _class(target: str) -> Any:

@@ -69,6 +69,7 @@ class Audio:
         stock_alone: what stock makes of a clip depends on its batch: it gets one.
         prefix: of the encoder's weights in the checkpoint.
         by_default: not slow: its encoder is no other family's.
+        shapes: largest call and step of the encoder, in packed tokens, if literal.
     """
 
     pair = FLOAT32
@@ -76,6 +77,7 @@ class Audio:
     stock_alone = False
     prefix = "audio_tower."
     by_default = True
+    shapes: tuple[int, int] | None = None
 
     def __init__(self, *, by_default: bool = True) -> None:
         self.by_default = by_default
@@ -99,6 +101,7 @@ class Audio:
 
 class Whisper(Audio):
     pair = BFLOAT16
+    shapes = (8192 // 1500 * 1500, 1500)
     prefix = "model.encoder."
 
     def alone(self, config: VllmConfig) -> CompiledEncoder:
@@ -125,6 +128,7 @@ class Whisper(Audio):
 
 class Qwen3ASR(Audio):
     pair = BFLOAT16
+    shapes = (8192, 1)
     prefix = "thinker.audio_tower."
     # Stock's lone clip under a second is not padded to a whole one; see
     # test_qwen3_asr.py.
@@ -156,6 +160,7 @@ class Qwen3Omni(Qwen3ASR):
 
 class Qwen2_5Omni(Qwen3Omni):
     batches = BATCHES
+    shapes = (3 * 8192, 1)
 
     def alone(self, config: VllmConfig) -> CompiledEncoder:
         own = config.model_config.hf_config.thinker_config.audio_config
@@ -456,6 +461,9 @@ def test_nothing_is_written_into(compiled: Compiled) -> None:
 
 def test_no_request_compiles(compiled: Compiled) -> None:
     """After the warm-up, over twenty mixes of lengths."""
+    shapes = compiled.encoder.encoder_shapes
+    if compiled.audio.shapes:
+        assert (shapes.limit, shapes.step) == compiled.audio.shapes
     compiled.model.warm_up_encoder()
     chance = random.Random(0)
     lengths = [0.3, *(round(chance.uniform(0.3, 30), 2) for _ in range(9)), 30.0]
