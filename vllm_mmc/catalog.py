@@ -126,6 +126,13 @@ CATALOG = (
         status="tested",
     ),
     CatalogEntry(
+        architecture="ClefOmniForJointSchema",
+        model="vllm_mmc.models.clef_omni:CompiledClefOmniForJointSchema",
+        regions=("audio block",),
+        stock="nothing",
+        status="tested",
+    ),
+    CatalogEntry(
         architecture="UltravoxModel",
         model="vllm_mmc.models.ultravox:CompiledUltravoxModel",
         regions=("block",),
@@ -154,6 +161,13 @@ CATALOG = (
         ),
         regions=("block",),
         stock="nothing",
+        status="tested",
+    ),
+    CatalogEntry(
+        architecture="MiniCPMO",
+        model="vllm_mmc.models.minicpmo:CompiledMiniCPMO",
+        regions=("audio block",),
+        stock="nothing: Hugging Face's layers",
         status="tested",
     ),
 )

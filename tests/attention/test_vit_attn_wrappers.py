@@ -247,6 +247,88 @@ def test_bad_input(op: Callable[..., torch.Tensor], name: str) -> None:
         op(q, k, v, None, cu_seqlens)
 
 
+# --------------------------------------------------------- causal by chunks
+
+
+def prefix_sdpa(
+    qkv: Tensors, cu_seqlens: torch.Tensor, kv_lens: torch.Tensor | None
+) -> torch.Tensor:
+    longest = cu_seqlens.diff().max()
+    found: torch.Tensor = OPS.prefix_sdpa(*qkv, 0.1, cu_seqlens, longest, kv_lens)
+    return found
+
+
+def chunk_ends(lengths: list[int], chunk: int) -> torch.Tensor:
+    """Of each token, as encoders give them: the last of an item may be too far."""
+    return torch.cat([(torch.arange(n) // chunk + 1) * chunk for n in lengths])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("chunk", [1, 50, None])
+def test_prefix_sdpa(chunk: int | None, dtype: torch.dtype) -> None:
+    lengths = [n for n in LENGTHS if n]
+    qkv, cu_seqlens = make(lengths, heads=4, kv_heads=2, head_size=64, dtype=dtype)
+    kv_lens = None if chunk is None else chunk_ends(lengths, chunk)
+    found = prefix_sdpa(qkv, cu_seqlens, kv_lens)
+    close(found, attention_reference(*qkv, 0.1, cu_seqlens, kv_lens))
+    if chunk is None:
+        close(found, OPS.batched_sdpa(*qkv, 0.1, cu_seqlens))
+    # Without lengths each row of a batch is an item.
+    rows = tuple(x[:, :128].unflatten(1, (2, 64))[0] for x in qkv)
+    seen = None if kv_lens is None else chunk_ends([64, 64], chunk)
+    found = OPS.prefix_sdpa(*rows, None, None, None, seen)
+    close(found, attention_reference(*rows, None, None, seen))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=8), st.integers(1, 100))
+def test_prefix_sdpa_of_any_lengths(lengths: list[int], chunk: int) -> None:
+    qkv, cu_seqlens = make(lengths, head_size=32)
+    if sum(lengths):
+        kv_lens = chunk_ends(lengths, chunk)
+        found = prefix_sdpa(qkv, cu_seqlens, kv_lens)
+        close(found, attention_reference(*qkv, 0.1, cu_seqlens, kv_lens))
+
+
+def test_what_comes_later_is_not_heard() -> None:
+    lengths = [120, 70]
+    (q, k, v), cu_seqlens = make(lengths)
+    kv_lens = chunk_ends(lengths, 50)
+    before = prefix_sdpa((q, k, v), cu_seqlens, kv_lens)
+    k, v = k.clone(), v.clone()
+    k[:, 50:120], v[:, 50:120] = 9, 9  # the first item's second and third chunk
+    after = prefix_sdpa((q, k, v), cu_seqlens, kv_lens)
+    assert torch.equal(after[:, :50], before[:, :50])
+    assert torch.equal(after[:, 120:], before[:, 120:])
+    assert not torch.isclose(after[:, 50:120], before[:, 50:120]).any(-1).any()
+
+
+def test_prefix_sdpa_in_a_graph() -> None:
+    def block(
+        x: torch.Tensor, ends: torch.Tensor, longest: torch.Tensor, seen: torch.Tensor
+    ) -> torch.Tensor:
+        q, k, v = x.chunk(3, dim=2)
+        return OPS.prefix_sdpa(q * 2, k, v, None, ends, longest, seen) + 1
+
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for lengths in ([5, 7], [64, 3, 9], [31, 40]):
+            (q, k, v), ends = make(lengths, heads=6)
+            args = (q, ends, ends.diff().max(), chunk_ends(lengths, 10))
+            close(compiled(*args), block(*args))
+    torch.library.opcheck(
+        OPS.prefix_sdpa.default, (q, k, v, 0.2, ends, torch.tensor(40), args[3])
+    )
+
+
+def test_bad_prefixes() -> None:
+    qkv, cu_seqlens = make([20])
+    with pytest.raises(ValueError, match=r"kv_lens must be .batch . seq., .20.; found"):
+        prefix_sdpa(qkv, cu_seqlens, torch.ones(19))
+    assert OPS.prefix_sdpa(*(x[:, :0] for x in qkv)).shape == (1, 0, 4, 80)
+
+
 # ------------------------------------------------------- ops of GPUs, without a GPU
 
 

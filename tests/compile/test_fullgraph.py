@@ -110,8 +110,22 @@ def qwen2_audio(model: nn.Module) -> Encoder:
     return Encoder(model, run, sizes, [50, 2999, 801, 7], layers, regions=1)
 
 
+def minicpmo(model: nn.Module) -> Encoder:
+    """Packed, and causal by chunks."""
+
+    def run(frames: list[int]) -> torch.Tensor:
+        return model.apm([torch.randn(80, n) for n in frames], 1.0)
+
+    # One token, one chunk, a chunk and one more, and clips of all of these.
+    sizes = [[1], [3], [99], [100], [101], [3000], [1, 1], [3, 3, 3]]
+    sizes += [[100, 730, 50], [50, 2999, 801, 7], [100] * 16]
+    layers = model.apm.layers
+    return Encoder(model, run, sizes, [50, 2999, 801, 7], layers, regions=1)
+
+
 @pytest.fixture(
-    scope="module", params=[qwen2_5_vl, llama4, whisper, qwen3_asr, qwen2_audio]
+    scope="module",
+    params=[qwen2_5_vl, llama4, whisper, qwen3_asr, qwen2_audio, minicpmo],
 )
 def encoder(request: pytest.FixtureRequest) -> Iterator[Encoder]:
     family = request.param.__name__

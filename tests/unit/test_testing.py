@@ -19,6 +19,11 @@ from vllm_mmc.testing.checkpoints import (
     tiny_llama4,
     tiny_qwen2_5_vl,
 )
+from vllm_mmc.testing.checkpoints.clef_omni import (
+    QUESTIONS,
+    joint_schema,
+    tiny_clef_omni,
+)
 from vllm_mmc.testing.checkpoints.common import read_weights
 from vllm_mmc.testing.engine import load_model, stock_class, tower_context
 from vllm_mmc.testing.parity import allowance, assert_close, rms_ratio
@@ -156,6 +161,19 @@ def test_llama4_processor_agrees_with_the_config(tmp_path: Path) -> None:
 def test_llama4_depth_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="depth must be at least 1"):
         tiny_llama4(tmp_path, depth=0)
+
+
+def test_clef_omni_schema_says_where_the_words_are(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_clef_omni(tmp_path, depth=2))
+    prompt = tokenizer(FAMILIES["clef_omni"].request([1.0])["prompt"]).input_ids
+    schema = joint_schema()
+    spans = schema["question_spans"] + schema["option_spans"]
+    questions = [question for _, question, _ in QUESTIONS]
+    options = [words for *_, options in QUESTIONS for words in options]
+    found = [tokenizer.decode(prompt[start:end]) for start, end in spans]
+    assert found == questions + options
 
 
 def test_depth_that_cannot_hold_both_kinds_of_block_is_refused(tmp_path: Path) -> None:

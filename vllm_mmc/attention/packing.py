@@ -11,6 +11,8 @@ import torch
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.utils.torch_utils import async_tensor_h2d
 
+from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
+
 Ints: TypeAlias = npt.NDArray[np.int64]
 Lengths: TypeAlias = torch.Tensor | Sequence[int] | Ints
 """One per item. On the host: what lies on a device makes the host wait."""
@@ -46,3 +48,13 @@ def on_device(
 ) -> torch.Tensor:
     """One copy, for which nobody waits."""
     return async_tensor_h2d(torch.from_numpy(values).to(dtype), device)
+
+
+def one_item(
+    tokens: int, width: int, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Zeros [tokens, width], two tokens at least, with their cu_seqlens and max_seqlen;
+    dtype and device are those of `like`."""
+    tokens = max(tokens, 2)  # a graph takes for granted that there are more than one
+    bounds = torch.tensor([0, tokens], dtype=torch.int32, device=like.device)
+    return like.new_zeros(tokens, width), bounds, max_seqlen_tensor(tokens)

@@ -11,8 +11,9 @@ def attention_reference(
     v: torch.Tensor,
     scale: float | None = None,
     cu_seqlens: torch.Tensor | None = None,
+    kv_lens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Each query attends to all keys of its own item.
+    """Each query attends to all keys of its own item, or to the first of them.
 
     Args:
         q: [batch, seq, heads, head_size].
@@ -23,6 +24,7 @@ def attention_reference(
         cu_seqlens: [items + 1], ascending: item i is tokens cu_seqlens[i] to
             cu_seqlens[i + 1] of batch and seq laid end to end. Tokens of no item get 0.
             Without it each row of the batch is an item.
+        kv_lens: [batch * seq]: how many keys of its item each query attends to.
 
     Returns:
         [batch, seq, heads, head_size], contiguous, computed in fp64 and rounded once.
@@ -40,5 +42,8 @@ def attention_reference(
         for head in range(heads):
             kv_head = head * k.shape[2] // heads
             scores = queries[start:end, head] @ keys[start:end, kv_head].T * scale
+            if kv_lens is not None:
+                hidden = torch.arange(end - start) >= kv_lens[start:end, None]
+                scores = scores.masked_fill(hidden, -torch.inf)
             flat[start:end, head] = scores.softmax(-1) @ values[start:end, kv_head]
     return out.to(q.dtype)

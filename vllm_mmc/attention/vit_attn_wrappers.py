@@ -145,6 +145,72 @@ _register(varlen_attention, cpu_only=True)
 _register(batched_sdpa, cpu_only=True)
 
 
+# ------------------------------------------------- any device, PyTorch's attention
+
+
+def prefix_sdpa(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    max_seqlen: torch.Tensor | None = None,
+    kv_lens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Each token sees the first `kv_lens` tokens of its item, in one SDPA call.
+
+    Causal by chunks, as encoders that listen live are: a token's kv_lens is the end of
+    its chunk.
+
+    Args:
+        cu_seqlens: every token is of an item.
+        max_seqlen: the longest item, a tensor on the host.
+        kv_lens: [batch * seq] int, 1 or more; more than its item has means all of it.
+            None: all of it.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a max_seqlen on a device.
+    """
+    _check(q, k, v, cu_seqlens)
+    tokens = q.shape[0] * q.shape[1]
+    if kv_lens is not None and kv_lens.shape != (tokens,):
+        raise ValueError(
+            f"kv_lens must be [batch * seq], [{tokens}]; found {[*kv_lens.shape]}"
+        )
+    if tokens == 0:
+        return torch.empty_like(q, memory_format=torch.contiguous_format)
+    seq = _on_host(max_seqlen, q, cu_seqlens)
+    cu_seqlens = _cu_seqlens(q, cu_seqlens)
+    items = cu_seqlens.numel() - 1
+    token = torch.arange(tokens, device=q.device)
+    item = torch.bucketize(token, cu_seqlens[1:], right=True)
+    rows = token - cu_seqlens[item] + item * seq
+    seen = cu_seqlens.diff()[item]
+    if kv_lens is not None:
+        seen = torch.minimum(seen, kv_lens)
+
+    def padded(x: torch.Tensor) -> torch.Tensor:
+        out = x.new_zeros(items * seq, *x.shape[2:])
+        out[rows] = x.flatten(0, 1)
+        return out.view(items, seq, *x.shape[2:]).transpose(1, 2)
+
+    # What is no token sees one, and is left behind.
+    limits = seen.new_ones(items * seq).index_copy_(0, rows, seen)
+    mask = torch.arange(seq, device=q.device) < limits.view(items, 1, seq, 1)
+    out = F.scaled_dot_product_attention(
+        padded(q),
+        padded(k),
+        padded(v),
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2).flatten(0, 1)[rows].view(q.shape)
+
+
+_register(prefix_sdpa)
+
+
 # ---------------------------------------------------------------- GPU
 
 

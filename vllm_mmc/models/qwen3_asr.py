@@ -44,6 +44,7 @@ from vllm_mmc.attention.packing import (
     cu_seqlens,
     host_lengths,
     on_device,
+    one_item,
     places,
 )
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
@@ -208,10 +209,8 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
         return self.proj2(self.act(self.proj1(self.ln_post(x))))
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
-        tokens = max(tokens, 2)
-        x = self.conv_out.weight.new_zeros(tokens, self.ln_post.weight.shape[0])
-        ends = torch.tensor([0, tokens], dtype=torch.int32, device=x.device)
-        return self.forward_packed(x, ends, max_seqlen_tensor(tokens))
+        width = self.ln_post.weight.shape[0]
+        return self.forward_packed(*one_item(tokens, width, self.conv_out.weight))
 
 
 def _after_cnn(frames: Any) -> Any:

@@ -35,6 +35,7 @@ from vllm_mmc.attention.packing import (
     cu_seqlens,
     host_lengths,
     on_device,
+    one_item,
     places,
 )
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
@@ -142,11 +143,15 @@ class CompiledWhisperEncoder(CompiledEncoder, WhisperEncoder):
 
     @encoder_forward
     def forward_packed(
-        self, x: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: torch.Tensor
+        self,
+        x: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: torch.Tensor,
+        sequence_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         # [tokens, hidden]
         for layer in self.layers:
-            x = layer(x, cu_seqlens, max_seqlen)
+            x = layer(x, cu_seqlens, max_seqlen, sequence_lengths)
         return x
 
     @property
@@ -269,10 +274,8 @@ class PackedWhisperEncoder(CompiledWhisperEncoder):
     tokens_per_embedding = 3  # a clip's last token may be without another
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
-        tokens = max(tokens, 2)
-        x = self.conv1.weight.new_zeros(tokens, self.layer_norm.weight.shape[0])
-        ends = torch.tensor([0, tokens], dtype=torch.int32, device=x.device)
-        return self.forward_packed(x, ends, max_seqlen_tensor(tokens))
+        width = self.layer_norm.weight.shape[0]
+        return self.forward_packed(*one_item(tokens, width, self.conv1.weight))
 
 
 def after_convolutions(frames: Ints) -> Ints:

@@ -56,7 +56,8 @@ class Findings:
 
     Attributes:
         model: "module:Class" of the loaded model.
-        tokens: per prompt, the greedy answer's token ids, or the class of each token.
+        tokens: per prompt, the greedy answer's token ids, or the class of each token,
+            or, of one probability per option, the options' order.
         embeddings: per encoder call, [tokens, hidden size], float32.
         start_seconds: from nothing to an engine that can answer, imports excluded.
         compile_seconds: of the encoder.
@@ -128,7 +129,7 @@ class Run:
 def _answer(probe: Probe) -> Findings:
     """Runs in the child."""
     import torch
-    from vllm import LLM, SamplingParams
+    from vllm import LLM, PoolingParams, SamplingParams
 
     from vllm_mmc.testing.checkpoints import FAMILIES
 
@@ -156,11 +157,17 @@ def _answer(probe: Probe) -> Findings:
     model.embed_multimodal = recorded
     for items in probe.prompts:
         request = family.request(items)
-        if args.get("runner") == "pooling":  # a class for each token
+        if args.get("runner") == "pooling":
             (pooled,) = llm.encode(
-                [request], pooling_task="token_classify", use_tqdm=False
+                [request],
+                PoolingParams(**family.pooling),
+                pooling_task="token_classify",
+                use_tqdm=False,
             )
-            tokens.append(pooled.outputs.data.argmax(-1).tolist())
+            found = pooled.outputs.data
+            assert len(found), "nothing is pooled"
+            classes = found.argsort() if found.dim() == 1 else found.argmax(-1)
+            tokens.append(classes.tolist())
             continue
         sampling = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
         (answer,) = llm.generate([request], sampling, use_tqdm=False)

@@ -19,6 +19,11 @@ from vllm_mmc.testing.checkpoints.audioflamingo3 import (
     load_hf_audioflamingo3_encoder,
     tiny_audioflamingo3,
 )
+from vllm_mmc.testing.checkpoints.clef_omni import (
+    QUESTIONS_TEXT,
+    joint_schema,
+    tiny_clef_omni,
+)
 from vllm_mmc.testing.checkpoints.kimi_audio import (
     kimi_audio_prompt,
     load_hf_kimi_audio_encoder,
@@ -112,6 +117,7 @@ __all__ = [
     "qwen3_asr_prompt",
     "qwen3_omni_prompt",
     "tiny_audioflamingo3",
+    "tiny_clef_omni",
     "tiny_kimi_audio",
     "tiny_llama4",
     "tiny_minicpmo",
@@ -143,6 +149,7 @@ class Family:
         samples: some requests: for each item (width, height) or seconds.
         text: of a request.
         engine_args: beside `default_engine_args`.
+        pooling: `PoolingParams` of a request, if the engine pools.
         mend_stock: sets what stock's class leaves as it finds the memory.
     """
 
@@ -161,6 +168,7 @@ class Family:
     engine_args: Mapping[str, Any] = field(
         default_factory=lambda: {"limit_mm_per_prompt": {"image": 2, "video": 0}}
     )
+    pooling: Mapping[str, Any] = field(default_factory=dict)
     mend_stock: Callable[[Any], None] = lambda model: None
 
     def request(self, items: Sequence[Any]) -> dict[str, Any]:
@@ -249,6 +257,19 @@ FAMILIES = {
         samples=QWEN3_SAMPLES,
         engine_args={"limit_mm_per_prompt": {"audio": 2, "image": 2, "video": 0}},
     ),
+    "clef_omni": Family(
+        "Clef-Omni",
+        tiny_clef_omni,
+        qwen3_omni_prompt,
+        modality="audio",
+        samples=QWEN3_SAMPLES,
+        text=QUESTIONS_TEXT,
+        engine_args={
+            "limit_mm_per_prompt": {"audio": 2, "image": 2, "video": 0},
+            "runner": "pooling",
+        },
+        pooling={"extra_kwargs": {"joint_schema": joint_schema()}},
+    ),
     "ultravox": Family(
         "Ultravox",
         tiny_ultravox,
@@ -326,13 +347,13 @@ FAMILIES = {
             },
         },
     ),
-    # Not in the catalogue: the encoder is stock's.
     "minicpmo": Family(
         "MiniCPM-o",
         tiny_minicpmo,
         minicpmo_prompt,
         modality="audio",
-        samples=([0.3], [3.0], [29.0], [12.5, 0.7]),
+        # No two of different lengths: stock's then have other values than alone.
+        samples=([0.3], [3.0], [12.5], [29.0]),
         text="",
         # Without a picture allowed vLLM makes no room for audio, and this checkpoint
         # cannot see, so nothing may be profiled.

@@ -61,7 +61,7 @@ def random_weights(
         values = torch.randn(tuple(shape), generator=generator)
         if name.endswith(".bias"):
             values *= BIAS_SPREAD
-        elif len(shape) == 1:
+        elif len(shape) < 2:
             values = 1 + NORM_SPREAD * values
         elif "embed_tokens" not in name:
             values /= values[0].numel() ** 0.5
