@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 //
-// Bidirectional attention over items that lie end to end, for CPUs.
+// Attention over items that lie end to end, for CPUs: each to itself, or to other tokens.
 //
 // Nothing here knows of torch or Python: the library is loaded with ctypes
 // (vllm_mmc/attention/cpu_kernel.py, which mirrors the structs) and is handed torch's own
@@ -25,6 +25,8 @@ struct Rows {
 struct Attention {
   Rows q, k, v, out;
   const int32_t* cu_seqlens;  // [items + 1], ascending; or null: items of equal length
+  const int32_t* keys;        // [items, 2]: where their keys begin and end; or null: at
+                              // the item's own bounds
   int64_t items;
   int64_t tokens;  // in all; those of no item get zeros
   int64_t heads;

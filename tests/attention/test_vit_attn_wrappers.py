@@ -250,11 +250,24 @@ def test_bad_input(op: Callable[..., torch.Tensor], name: str) -> None:
 # --------------------------------------------------------- causal by chunks
 
 
-def prefix_sdpa(
-    qkv: Tensors, cu_seqlens: torch.Tensor, kv_lens: torch.Tensor | None
+def with_kernel(
+    qkv: Tensors, cu_seqlens: torch.Tensor | None, kv_lens: torch.Tensor | None
 ) -> torch.Tensor:
-    longest = cu_seqlens.diff().max()
+    found: torch.Tensor = OPS.varlen_attention(*qkv, 0.1, cu_seqlens, kv_lens)
+    return found
+
+
+def with_sdpa(
+    qkv: Tensors, cu_seqlens: torch.Tensor | None, kv_lens: torch.Tensor | None
+) -> torch.Tensor:
+    longest = None if cu_seqlens is None else cu_seqlens.diff().max()
     found: torch.Tensor = OPS.prefix_sdpa(*qkv, 0.1, cu_seqlens, longest, kv_lens)
+    return found
+
+
+@pytest.fixture(params=[with_kernel, with_sdpa])
+def prefix_op(request: pytest.FixtureRequest) -> Callable[..., torch.Tensor]:
+    found: Callable[..., torch.Tensor] = request.param
     return found
 
 
@@ -265,49 +278,62 @@ def chunk_ends(lengths: list[int], chunk: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunk", [1, 50, None])
-def test_prefix_sdpa(chunk: int | None, dtype: torch.dtype) -> None:
-    lengths = [n for n in LENGTHS if n]
-    qkv, cu_seqlens = make(lengths, heads=4, kv_heads=2, head_size=64, dtype=dtype)
-    kv_lens = None if chunk is None else chunk_ends(lengths, chunk)
-    found = prefix_sdpa(qkv, cu_seqlens, kv_lens)
+def test_prefixes(
+    prefix_op: Callable[..., torch.Tensor], chunk: int | None, dtype: torch.dtype
+) -> None:
+    qkv, cu_seqlens = make(LENGTHS, heads=4, kv_heads=2, head_size=64, dtype=dtype)
+    kv_lens = None if chunk is None else chunk_ends(LENGTHS, chunk)
+    found = prefix_op(qkv, cu_seqlens, kv_lens)
     close(found, attention_reference(*qkv, 0.1, cu_seqlens, kv_lens))
     if chunk is None:
         close(found, OPS.batched_sdpa(*qkv, 0.1, cu_seqlens))
-    # Without lengths each row of a batch is an item.
+    # Without bounds each row of a batch is an item.
     rows = tuple(x[:, :128].unflatten(1, (2, 64))[0] for x in qkv)
-    seen = None if kv_lens is None else chunk_ends([64, 64], chunk)
-    found = OPS.prefix_sdpa(*rows, None, None, None, seen)
-    close(found, attention_reference(*rows, None, None, seen))
+    seen = None if kv_lens is None else chunk_ends([64, 64], chunk or 0)
+    found = prefix_op(rows, None, seen)
+    close(found, attention_reference(*rows, 0.1, None, seen))
+
+
+@pytest.mark.parametrize("level", cpu_kernel.levels())
+def test_prefixes_with_each_instruction_set(level: str) -> None:
+    qkv, cu_seqlens = make(LENGTHS)
+    kv_lens = chunk_ends(LENGTHS, 50)
+    found = cpu_kernel.varlen_attention(*qkv, 0.1, cu_seqlens, kv_lens, level)
+    close(found, attention_reference(*qkv, 0.1, cu_seqlens, kv_lens))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 90), min_size=1, max_size=8), st.integers(1, 100))
-def test_prefix_sdpa_of_any_lengths(lengths: list[int], chunk: int) -> None:
+def test_prefixes_of_any_lengths(lengths: list[int], chunk: int) -> None:
     qkv, cu_seqlens = make(lengths, head_size=32)
-    if sum(lengths):
-        kv_lens = chunk_ends(lengths, chunk)
-        found = prefix_sdpa(qkv, cu_seqlens, kv_lens)
-        close(found, attention_reference(*qkv, 0.1, cu_seqlens, kv_lens))
+    if not sum(lengths):
+        return
+    kv_lens = chunk_ends(lengths, chunk)
+    expected = attention_reference(*qkv, 0.1, cu_seqlens, kv_lens)
+    for prefix_op in (with_kernel, with_sdpa):
+        close(prefix_op(qkv, cu_seqlens, kv_lens), expected)
 
 
-def test_what_comes_later_is_not_heard() -> None:
+def test_what_comes_later_is_not_heard(prefix_op: Callable[..., torch.Tensor]) -> None:
     lengths = [120, 70]
     (q, k, v), cu_seqlens = make(lengths)
     kv_lens = chunk_ends(lengths, 50)
-    before = prefix_sdpa((q, k, v), cu_seqlens, kv_lens)
+    before = prefix_op((q, k, v), cu_seqlens, kv_lens)
     k, v = k.clone(), v.clone()
     k[:, 50:120], v[:, 50:120] = 9, 9  # the first item's second and third chunk
-    after = prefix_sdpa((q, k, v), cu_seqlens, kv_lens)
+    after = prefix_op((q, k, v), cu_seqlens, kv_lens)
     assert torch.equal(after[:, :50], before[:, :50])
     assert torch.equal(after[:, 120:], before[:, 120:])
-    assert not torch.isclose(after[:, 50:120], before[:, 50:120]).any(-1).any()
+    assert not torch.isclose(after[:, 50:120], before[:, 50:120]).all(-1).any()
 
 
-def test_prefix_sdpa_in_a_graph() -> None:
+def test_prefixes_in_a_graph(prefix_op: Callable[..., torch.Tensor]) -> None:
     def block(
         x: torch.Tensor, ends: torch.Tensor, longest: torch.Tensor, seen: torch.Tensor
     ) -> torch.Tensor:
         q, k, v = x.chunk(3, dim=2)
+        if prefix_op is with_kernel:
+            return OPS.varlen_attention(q * 2, k, v, None, ends, seen) + 1
         return OPS.prefix_sdpa(q * 2, k, v, None, ends, longest, seen) + 1
 
     torch._dynamo.reset()
@@ -315,18 +341,34 @@ def test_prefix_sdpa_in_a_graph() -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         for lengths in ([5, 7], [64, 3, 9], [31, 40]):
             (q, k, v), ends = make(lengths, heads=6)
-            args = (q, ends, ends.diff().max(), chunk_ends(lengths, 10))
+            longest, seen = ends.diff().max(), chunk_ends(lengths, 10)
+            args = (q, ends, longest, seen)
             close(compiled(*args), block(*args))
-    torch.library.opcheck(
-        OPS.prefix_sdpa.default, (q, k, v, 0.2, ends, torch.tensor(40), args[3])
-    )
+    if prefix_op is with_kernel:
+        torch.library.opcheck(OPS.varlen_attention.default, (q, k, v, 0.2, ends, seen))
+    else:
+        torch.library.opcheck(
+            OPS.prefix_sdpa.default, (q, k, v, 0.2, ends, longest, seen)
+        )
 
 
-def test_bad_prefixes() -> None:
+def test_bad_prefixes(prefix_op: Callable[..., torch.Tensor]) -> None:
     qkv, cu_seqlens = make([20])
     with pytest.raises(ValueError, match=r"kv_lens must be .batch . seq., .20.; found"):
-        prefix_sdpa(qkv, cu_seqlens, torch.ones(19))
-    assert OPS.prefix_sdpa(*(x[:, :0] for x in qkv)).shape == (1, 0, 4, 80)
+        prefix_op(qkv, cu_seqlens, torch.ones(19, dtype=torch.int64))
+    nothing = tuple(x[:, :0] for x in qkv)
+    no_lengths = torch.ones(0, dtype=torch.int64)
+    assert prefix_op(nothing, None, no_lengths).shape == (1, 0, 4, 80)
+
+
+def test_bad_prefixes_of_the_kernel() -> None:
+    """What else would read where nothing is."""
+    qkv, cu_seqlens = make([20])
+    with pytest.raises(ValueError, match="kv_lens must be 1 or more; found 0"):
+        with_kernel(qkv, cu_seqlens, torch.arange(20))
+    for bounds in ([0, 19], [1, 20], [0, 25, 20]):
+        with pytest.raises(ValueError, match="cu_seqlens must ascend from 0 to 20"):
+            with_kernel(qkv, torch.tensor(bounds), torch.ones(20, dtype=torch.int64))
 
 
 # ------------------------------------------------------- ops of GPUs, without a GPU

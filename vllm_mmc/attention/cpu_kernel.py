@@ -12,6 +12,7 @@ import itertools
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -35,6 +36,7 @@ class _Attention(ctypes.Structure):
             )
         ),
         ("cu_seqlens", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
         ("items", ctypes.c_int64),
         ("tokens", ctypes.c_int64),
         ("heads", ctypes.c_int64),
@@ -96,6 +98,7 @@ def varlen_attention(
     v: torch.Tensor,
     scale: float,
     cu_seqlens: torch.Tensor | None,
+    kv_lens: torch.Tensor | None = None,
     level: str | None = None,
 ) -> torch.Tensor:
     """softmax(q @ k.T * scale) @ v for each item and head.
@@ -110,6 +113,7 @@ def varlen_attention(
         scale: factor of the scores.
         cu_seqlens: [items + 1] int32, where items begin and end in the tokens of the
             batch laid end to end; those of none get 0. None: each row is an item.
+        kv_lens: [tokens] int: how many keys of its item each token sees. None: all.
         level: one of `levels()`; default the first.
 
     Returns:
@@ -125,6 +129,11 @@ def varlen_attention(
         items = cu_seqlens.shape[0] - 1
         if cu_seqlens.dtype != torch.int32 or cu_seqlens.stride(0) != 1:
             cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
+    keys = None
+    if kv_lens is not None:
+        bounds = cu_seqlens if cu_seqlens is not None else torch.arange(batch + 1) * seq
+        cu_seqlens, keys = _pieces(bounds, kv_lens, tokens)
+        items = len(keys)
     (q, *q_rows), (k, *k_rows), (v, *v_rows) = map(_rows, (q, k, v))
     call = _Attention(
         *q_rows,
@@ -134,6 +143,7 @@ def varlen_attention(
         heads * head_size,
         head_size,
         cu_seqlens.data_ptr() if cu_seqlens is not None else None,
+        keys.data_ptr() if keys is not None else None,
         items,
         tokens,
         heads,
@@ -154,6 +164,31 @@ def varlen_attention(
     if failed:
         raise MemoryError("no memory for keys and values in fp32")
     return out
+
+
+def _pieces(
+    cu_seqlens: torch.Tensor, kv_lens: torch.Tensor, tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items cut where the number of keys changes: their bounds, those of their keys."""
+    bounds, seen = cu_seqlens.numpy(), kv_lens.numpy()
+    lengths = np.diff(bounds)
+    if bounds[0] != 0 or bounds[-1] != tokens or lengths.min(initial=0) < 0:
+        raise ValueError(
+            f"with kv_lens, cu_seqlens must ascend from 0 to {tokens}, the number of "
+            f"tokens; found {bounds.tolist()}"
+        )
+    if seen.min() < 1:
+        raise ValueError(f"kv_lens must be 1 or more; found {seen.min()}")
+    begin = bounds[:-1].repeat(lengths)
+    end = np.minimum(begin + seen, bounds[1:].repeat(lengths))
+    cuts = np.flatnonzero((np.diff(begin) != 0) | (np.diff(end) != 0)) + 1
+    cuts = np.concatenate([[0], cuts])
+    keys = np.stack([begin[cuts], end[cuts]], axis=1)
+    bounds = np.append(cuts, tokens)
+    return (
+        torch.from_numpy(bounds.astype(np.int32)),
+        torch.from_numpy(keys.astype(np.int32)),
+    )
 
 
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:

@@ -73,6 +73,14 @@ def _check(
         )
 
 
+def _check_kv_lens(q: torch.Tensor, kv_lens: torch.Tensor | None) -> None:
+    tokens = q.shape[0] * q.shape[1]
+    if kv_lens is not None and kv_lens.shape != (tokens,):
+        raise ValueError(
+            f"kv_lens must be [batch * seq], [{tokens}]; found {[*kv_lens.shape]}"
+        )
+
+
 # ---------------------------------------------------------------- CPU
 
 
@@ -82,15 +90,22 @@ def varlen_attention(
     v: torch.Tensor,
     scale: float | None = None,
     cu_seqlens: torch.Tensor | None = None,
+    kv_lens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """csrc/cpu/varlen_attention.cpp: fp32, bf16 and fp16, computed in fp32."""
+    """csrc/cpu/varlen_attention.cpp: fp32, bf16 and fp16, computed in fp32.
+
+    Args:
+        kv_lens: as in `prefix_sdpa`. Tokens side by side with the same keys are one
+            piece of work, so chunks are fast, and one key more each time is slow.
+    """
     _check(q, k, v, cu_seqlens)
+    _check_kv_lens(q, kv_lens)
     if q.dtype not in cpu_kernel.DTYPES:
         raise ValueError(f"q must be fp32, bf16 or fp16; found {q.dtype}")
     if q.numel() == 0:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    return cpu_kernel.varlen_attention(q, k, v, scale, cu_seqlens)
+    return cpu_kernel.varlen_attention(q, k, v, scale, cu_seqlens, kv_lens)
 
 
 def batched_sdpa(
@@ -172,11 +187,8 @@ def prefix_sdpa(
         ValueError: for shapes that do not fit, or a max_seqlen on a device.
     """
     _check(q, k, v, cu_seqlens)
+    _check_kv_lens(q, kv_lens)
     tokens = q.shape[0] * q.shape[1]
-    if kv_lens is not None and kv_lens.shape != (tokens,):
-        raise ValueError(
-            f"kv_lens must be [batch * seq], [{tokens}]; found {[*kv_lens.shape]}"
-        )
     if tokens == 0:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
     seq = _on_host(max_seqlen, q, cu_seqlens)

@@ -44,9 +44,6 @@ from vllm_mmc.models.whisper import (
 class CompiledMiniCPMWhisperEncoderAttention(CompiledWhisperEncoderAttention):
     """`sequence_lengths` is of each token how many of its clip it hears."""
 
-    def _choose(self) -> None:
-        """There is one op."""
-
     def forward(
         self,
         query: torch.Tensor,
@@ -57,15 +54,17 @@ class CompiledMiniCPMWhisperEncoderAttention(CompiledWhisperEncoderAttention):
         sequence_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         q, k, v = self._in_4d(query[None], key[None], value[None])
-        return torch.ops.vllm_mmc.prefix_sdpa(
-            q,
-            k,
-            v,
-            self.scale,
-            cu_seqlens,
-            max_seqlen_tensor(max_seqlen),
-            sequence_lengths,
-        ).view(query.shape)
+        ops = torch.ops.vllm_mmc
+        if self.cpu_op == "varlen_attention":
+            out = ops.varlen_attention(
+                q, k, v, self.scale, cu_seqlens, sequence_lengths
+            )
+        else:
+            longest = max_seqlen_tensor(max_seqlen)
+            out = ops.prefix_sdpa(
+                q, k, v, self.scale, cu_seqlens, longest, sequence_lengths
+            )
+        return out.view(query.shape)
 
 
 class CompiledMiniCPMWhisperEncoder(PackedWhisperEncoder):
