@@ -166,8 +166,15 @@ class Provider:
             yield
 
     def __call__(self, inputs: tuple[Any, ...]) -> Any:
+        import torch
+
+        dtype = next(self.tower.parameters()).dtype
+        given = (
+            x.to(dtype) if torch.is_tensor(x) and x.is_floating_point() else x
+            for x in inputs
+        )
         with self.active():
-            return self.case.call(self.tower, *inputs)
+            return self.case.call(self.tower, *given)
 
 
 def _config(case: Case, checkpoint: Path, dtype: str, **compilation: Any) -> Any:
