@@ -96,6 +96,7 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> int:
         truth = _provider(case, "truth", case.stock, config, args.dtype)
         items = {size: towers.inputs(case, truth.tower, size) for size in args.sizes}
         truths = {size: truth(item) for size, item in items.items()}
+        items = {size: _in_dtype(item, args.dtype) for size, item in items.items()}
         # Now: vLLM's destructor of a packed weight fails if it runs while tracing.
         del truth
         gc.collect()
@@ -137,6 +138,18 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
+def _in_dtype(inputs: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
+    """As a worker hands them to an encoder of that dtype."""
+    import torch
+
+    return tuple(
+        x.to(getattr(torch, dtype))
+        if torch.is_tensor(x) and x.is_floating_point()
+        else x
+        for x in inputs
+    )
+
+
 # ---------------------------------------------------------------- towers
 
 
@@ -166,15 +179,8 @@ class Provider:
             yield
 
     def __call__(self, inputs: tuple[Any, ...]) -> Any:
-        import torch
-
-        dtype = next(self.tower.parameters()).dtype
-        given = (
-            x.to(dtype) if torch.is_tensor(x) and x.is_floating_point() else x
-            for x in inputs
-        )
         with self.active():
-            return self.case.call(self.tower, *given)
+            return self.case.call(self.tower, *inputs)
 
 
 def _config(case: Case, checkpoint: Path, dtype: str, **compilation: Any) -> Any:
