@@ -94,9 +94,9 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> int:
     # One context, for the process groups of all towers; its config is the truth's.
     with tower_context(checkpoint, dtype="float32", **case.engine_args) as config:
         truth = _provider(case, "truth", case.stock, config, args.dtype)
-        items = {size: towers.inputs(case, truth.tower, size) for size in args.sizes}
-        truths = {size: truth(item) for size, item in items.items()}
-        items = {size: _in_dtype(item, args.dtype) for size, item in items.items()}
+        truths = {
+            size: truth(towers.inputs(case, truth.tower, size)) for size in args.sizes
+        }
         # Now: vLLM's destructor of a packed weight fails if it runs while tracing.
         del truth
         gc.collect()
@@ -105,7 +105,8 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> int:
         if not case.stock_is_native:
             config = native.vllm_config
             native = _provider(case, FLOOR, case.ours, config, args.dtype)
-        for size, item in items.items():
+        for size in args.sizes:
+            item = towers.inputs(case, native.tower, size)  # of another dtype
             checked = _check(providers, truths[size], item, size)
             red += [row for row in checked if not row["equal"]]
             if not red:
@@ -136,18 +137,6 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> int:
         },
     )
     return 0
-
-
-def _in_dtype(inputs: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
-    """As a worker hands them to an encoder of that dtype."""
-    import torch
-
-    return tuple(
-        x.to(getattr(torch, dtype))
-        if torch.is_tensor(x) and x.is_floating_point()
-        else x
-        for x in inputs
-    )
 
 
 # ---------------------------------------------------------------- towers
