@@ -47,7 +47,7 @@ class Record:
         "tests/compile/test_fullgraph.py": "full graph",
         "tests/compile/test_multimodal_compile.py": "engine",
         "tests/e2e/test_demo_command.py": "engine",
-        "tests/e2e/test_transcriptions.py": "server",
+        "tests/e2e/test_speech.py": "server",
         "tests/e2e/test_serve.py": "server",
     }
 

@@ -105,7 +105,6 @@ class Audio:
 
 
 class Whisper(Audio):
-    pair = BFLOAT16
     shapes = (8192 // 1500 * 1500, 1500)
     prefix = "model.encoder."
 
@@ -132,7 +131,6 @@ class Whisper(Audio):
 
 
 class Qwen3ASR(Audio):
-    pair = BFLOAT16
     shapes = (8192, 1)
     prefix = "thinker.audio_tower."
     loader = "load_hf_qwen3_asr_encoder"
@@ -156,7 +154,6 @@ class Qwen3ASR(Audio):
 
 
 class Qwen3Omni(Qwen3ASR):
-    pair = FLOAT32
     loader = "load_hf_qwen3_omni_audio_encoder"
 
     def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
@@ -166,6 +163,7 @@ class Qwen3Omni(Qwen3ASR):
 
 
 class Qwen2_5Omni(Qwen3Omni):
+    pair = BFLOAT16
     batches = BATCHES
     shapes = (3 * 8192, 1)
 
@@ -524,6 +522,20 @@ def test_bad_audio_is_refused(samples: Any, message: str, compiled: Compiled) ->
     request["multi_modal_data"] = {"audio": [(samples, media.SPEECH_RATE)]}
     with pytest.raises(ValueError, match=message):
         embed_inputs(compiled.config, [request])
+
+
+def test_another_rate_is_heard(compiled: Compiled) -> None:
+    """Also without torchaudio, with which stock resamples."""
+    request = FAMILIES[compiled.family].request([3.0])
+    samples = media.speech(3.0, rate=44100)
+    request["multi_modal_data"] = {"audio": [(samples, 44100)]}
+    given = in_dtype(embed_inputs(compiled.config, [request]), compiled.dtype)
+    with torch.inference_mode():
+        found = torch.cat(list(compiled.model.embed_multimodal(**given)))
+    (expected,) = compiled.embed((3.0,))
+    assert found.shape == expected.shape
+    # Resampled up linearly, and then down: 0.002 to 0.013 were found.
+    assert rms_ratio(found, expected) < 0.05
 
 
 def test_equals_hugging_face(compiled: Compiled) -> None:

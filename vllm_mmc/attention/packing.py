@@ -50,6 +50,22 @@ def on_device(
     return async_tensor_h2d(torch.from_numpy(values).to(dtype), device)
 
 
+def pooled(x: torch.Tensor, lengths: Ints, step: int) -> torch.Tensor:
+    """Items of these lengths, [tokens, width], -> the mean of each `step` tokens of an
+    item, [pooled tokens, width]; what is left over of an item is dropped."""
+    item, place = places(lengths // step * step)
+    rows = on_device(begins(lengths)[item] + place, x.device)
+    return x[rows].unflatten(0, (-1, step)).mean(1)
+
+
+def spread(x: torch.Tensor, lengths: Ints, rooms: Ints) -> torch.Tensor:
+    """Items of these lengths, [tokens, width], -> each in a room of so many tokens,
+    [sum(rooms), width], zeros behind it."""
+    item, place = places(lengths)
+    rows = on_device(begins(rooms)[item] + place, x.device)
+    return x.new_zeros(rooms.sum(), x.shape[1]).index_copy_(0, rows, x[: len(rows)])
+
+
 def one_item(
     tokens: int, width: int, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -50,18 +50,24 @@ class EncoderShapes:
         settings: `compile_sizes` and `compile_ranges` are used.
         limit: The most packed tokens that one call of this encoder can have, if known.
         step: Every call has a multiple of so many packed tokens.
+        encoder: Its name, for errors: a model can have two.
 
     Raises:
         ValueError: A size or range is none that this encoder ever sees.
     """
 
     def __init__(
-        self, settings: Settings, limit: int | None = None, step: int = 1
+        self,
+        settings: Settings,
+        limit: int | None = None,
+        step: int = 1,
+        encoder: str = "this encoder",
     ) -> None:
         self.sizes = settings.compile_sizes
         self.ranges = settings.compile_ranges
         self.limit = limit
         self.step = step
+        self.encoder = encoder
         self.log = shape_log(settings.log_shapes_interval)
         for size in self.sizes:
             self._require("compile_sizes", size, size)
@@ -73,8 +79,8 @@ class EncoderShapes:
         if not reachable or (self.limit is not None and last > self.limit):
             up_to = "" if self.limit is None else f" up to {self.limit}"
             raise ValueError(
-                f"{setting} has {first if first == last else [first, last]}, but this "
-                f"encoder sees multiples of {self.step} packed tokens{up_to}"
+                f"{setting} has {first if first == last else [first, last]}, but "
+                f"{self.encoder} sees multiples of {self.step} packed tokens{up_to}"
             )
 
     def bounds(self, tokens: int) -> Bounds:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,11 @@ from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.model_executor.offloader import get_offloader
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
-from vllm.multimodal.parse import AudioProcessorItems, MultiModalDataItems
+from vllm.multimodal.parse import (
+    AudioProcessorItems,
+    MultiModalDataItems,
+    MultiModalDataParser,
+)
 from vllm.multimodal.processing import BaseProcessingInfo
 
 from vllm_mmc.attention.mm_encoder_attention import use_our_attention
@@ -155,7 +160,17 @@ class RefusesBadAudio(BaseProcessingInfo):
 
     vLLM lets it through, and a NaN stays in the cache of keys and values: other
     requests are answered wrongly from then on. Put it before the stock class.
+
+    Audio of another rate than the model's is heard, also where torchaudio, which vLLM
+    resamples with, cannot be installed.
     """
+
+    def get_data_parser(self) -> MultiModalDataParser:
+        parser = super().get_data_parser()
+        resampler = parser.audio_resampler
+        if resampler.method == "torchaudio" and find_spec("torchaudio") is None:
+            resampler.method = "soxr"  # of vllm[audio]
+        return parser
 
     def parse_mm_data(
         self, mm_data: MultiModalDataDict, *, validate: bool = True
@@ -202,7 +217,7 @@ def compile_encoder(
         if isinstance(module, CompiledEncoder):
             limit = module.encoder_tokens(budget) if budget else None
             module.encoder_shapes = EncoderShapes(
-                settings, limit or None, module.encoder_step
+                settings, limit or None, module.encoder_step, type(module).__name__
             )
 
 

@@ -21,7 +21,7 @@ from vllm.model_executor.models.kimi_audio import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import begins, on_device, places
+from vllm_mmc.attention.packing import begins, spread
 from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
@@ -49,12 +49,8 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
         x = self.embed_packed(torch.cat(list(input_features), dim=-1), metadata)
         x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
         # A clip's last tokens have zeros beside them.
-        groups = -(-tokens // 4)
-        clip, position = places(tokens)
-        rows = on_device(begins(groups)[clip] * 4 + position, x.device)
-        found = x.new_zeros(int(groups.sum()) * 4, x.shape[1])
-        found[rows] = self.layer_norm(x[: len(rows)])
-        return found.view(-1, 4 * x.shape[1])
+        x = spread(self.layer_norm(x), tokens, rooms=-(-tokens // 4) * 4)
+        return x.view(-1, 4 * x.shape[1])
 
     @staticmethod
     def embeddings(input_features: Sequence[torch.Tensor]) -> list[int]:

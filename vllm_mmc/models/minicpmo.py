@@ -27,7 +27,7 @@ from vllm.model_executor.models.minicpmo import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import Ints, begins, on_device, one_item, places
+from vllm_mmc.attention.packing import Ints, begins, one_item, pooled
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.compilation.decorators import adopt
 from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
@@ -86,7 +86,7 @@ class CompiledMiniCPMWhisperEncoder(PackedWhisperEncoder):
         )
         adopt(self, ATTENTION, vllm_config)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_features: Sequence[torch.Tensor], chunk_length: float
     ) -> torch.Tensor:
         frames = _frames(input_features)
@@ -140,12 +140,8 @@ class SupportsCompiledMiniCPMWhisper(SupportsCompiledEncoder):
         slices = [x.to(dtype) for x in data["audio_features"]]
         x = encoder(slices, self.config.audio_chunk_length)
         x = self.audio_projection_layer(x)
-        # The mean of each pool_step tokens; what is left over of a slice is dropped.
         step, tokens = self.config.audio_pool_step, encoder.tokens(slices)
-        embeddings = tokens // step
-        item, place = places(embeddings * step)
-        rows = on_device(begins(tokens)[item] + place, x.device)
-        x = x[rows].unflatten(0, (-1, step)).mean(1)
+        x, embeddings = pooled(x, tokens, step), tokens // step
         # A clip longer than half a minute is some slices.
         ends = np.cumsum([len(clip) for clip in data["audio_feature_lens"]])[:-1]
         return list(x.split([int(c.sum()) for c in np.split(embeddings, ends)]))

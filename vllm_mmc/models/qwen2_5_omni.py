@@ -26,7 +26,7 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import Lengths, begins, host_lengths, places
+from vllm_mmc.attention.packing import Lengths, begins, host_lengths, places, pooled
 from vllm_mmc.models import qwen2_5_vl, whisper
 from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
 from vllm_mmc.models.whisper import PackedWhisperEncoder, after_convolutions
@@ -53,7 +53,7 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
         self.n_window = config.n_window
         self.proj = nn.Linear(config.d_model, config.output_dim)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_features: torch.Tensor, feature_lens: Lengths
     ) -> torch.Tensor:
         frames = host_lengths(feature_lens)
@@ -64,11 +64,10 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
             begin=begins(frames)[clip] + place * chunk,
             frames=sizes,
             tokens=after_convolutions(sizes),
-            clips=after_convolutions(frames),
         )
         x = self.embed_packed(input_features, metadata)
         x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
-        return self.proj(self.layer_norm(self.pool(x, metadata)))
+        return self.proj(self.layer_norm(pooled(x, after_convolutions(frames), 2)))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return super().load_weights(self.hf_to_vllm_mapper.apply(weights))

@@ -18,7 +18,7 @@ from vllm.model_executor.models.qwen2_audio import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import Lengths, host_lengths
+from vllm_mmc.attention.packing import Lengths, host_lengths, pooled
 from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
@@ -37,9 +37,7 @@ class CompiledQwen2AudioEncoder(PackedWhisperEncoder):
     it returns [embeddings, d_model], clip after clip, `embeddings(frames)` of each.
     """
 
-    def forward(  # type: ignore[override]
-        self, input_features: torch.Tensor, frames: Lengths
-    ) -> torch.Tensor:
+    def forward(self, input_features: torch.Tensor, frames: Lengths) -> torch.Tensor:
         clips, _, window = input_features.shape
         speech = host_lengths(frames)
         tokens = after_convolutions(speech)
@@ -51,7 +49,7 @@ class CompiledQwen2AudioEncoder(PackedWhisperEncoder):
         )
         x = self.embed_packed(input_features.transpose(0, 1).flatten(1), metadata)
         x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
-        return self.layer_norm(self.pool(x, metadata))
+        return self.layer_norm(pooled(x, tokens, 2))
 
 
 class CompiledQwen2AudioProcessingInfo(RefusesBadAudio, Qwen2AudioProcessingInfo):

@@ -18,7 +18,7 @@ from vllm.model_executor.models.ultravox import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import Lengths, host_lengths, on_device, places
+from vllm_mmc.attention.packing import Lengths, host_lengths, spread
 from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
@@ -37,7 +37,7 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
 
     tokens_per_embedding = 8
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_features: torch.Tensor, audio_lens: Lengths
     ) -> torch.Tensor:
         chunks, _, frames = input_features.shape
@@ -53,12 +53,8 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
         )
         x = self.embed_packed(input_features.transpose(0, 1).flatten(1), metadata)
         x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
-        chunk, position = places(tokens)
-        length = (frames - 1) // 2 + 1
-        rows = on_device(chunk * length + position, x.device)
-        found = x.new_zeros(chunks * length, x.shape[1])
-        found[rows] = self.layer_norm(x[: len(rows)])
-        return found.unflatten(0, (chunks, length))
+        rooms = after_convolutions(np.full(chunks, frames))
+        return spread(self.layer_norm(x), tokens, rooms).unflatten(0, (chunks, -1))
 
 
 class CompiledUltravoxProcessingInfo(RefusesBadAudio, UltravoxProcessingInfo):

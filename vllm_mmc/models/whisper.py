@@ -6,8 +6,9 @@ Items are packed: [items * positions, hidden], so one item is no special size. A
 attends to its own padding, as the model was trained to: all have the same length.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -90,15 +91,8 @@ class CompiledWhisperEncoderLayer(WhisperEncoderLayer):
         return cast_overflow_tensors(x)
 
 
-class CompiledWhisperEncoder(CompiledEncoder, WhisperEncoder):
-    """The encoder, also for serving stacks of your own.
-
-    `forward(input_features)` takes log-mel features of shape [items, num_mel_bins,
-    frames], or a sequence of [num_mel_bins, frames] or of batches, all of one length
-    up to 2 * max_source_positions, and returns [items, frames / 2, d_model].
-    """
-
-    tokens_per_embedding = 1
+class WhisperEncoderBase(CompiledEncoder, WhisperEncoder):
+    """The layers, over packed tokens. What is packed differs."""
 
     def __init__(
         self,
@@ -116,6 +110,28 @@ class CompiledWhisperEncoder(CompiledEncoder, WhisperEncoder):
                 enable_pp=enable_pp,
             )
         compile_encoder(self, ENCODER_REGIONS, vllm_config)
+
+    @encoder_forward
+    def forward_packed(
+        self,
+        x: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: torch.Tensor,
+        sequence_lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        # [tokens, hidden]
+        for layer in self.layers:
+            x = layer(x, cu_seqlens, max_seqlen, sequence_lengths)
+        return x
+
+
+class CompiledWhisperEncoder(WhisperEncoderBase):
+    """The encoder, also for serving stacks of your own.
+
+    `forward(input_features)` takes log-mel features of shape [items, num_mel_bins,
+    frames], or a sequence of [num_mel_bins, frames] or of batches, all of one length
+    up to 2 * max_source_positions, and returns [items, frames / 2, d_model].
+    """
 
     def forward(
         self, input_features: torch.Tensor | Sequence[torch.Tensor]
@@ -141,27 +157,13 @@ class CompiledWhisperEncoder(CompiledEncoder, WhisperEncoder):
         x = gelu_(self.conv2(x)).transpose(1, 2)
         return (x + self.embed_positions.weight[: x.shape[1]]).to(x.dtype)
 
-    @encoder_forward
-    def forward_packed(
-        self,
-        x: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        max_seqlen: torch.Tensor,
-        sequence_lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        # [tokens, hidden]
-        for layer in self.layers:
-            x = layer(x, cu_seqlens, max_seqlen, sequence_lengths)
-        return x
-
     @property
     def encoder_step(self) -> int:
         step: int = self.max_source_positions
         return step
 
     def encoder_tokens(self, embeddings: int) -> int:
-        tokens = embeddings * self.tokens_per_embedding
-        return tokens // self.encoder_step * self.encoder_step
+        return embeddings // self.encoder_step * self.encoder_step
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
         items, frames = tokens // self.encoder_step, self.encoder_step * 2
@@ -179,7 +181,6 @@ class PackedAudioMetadata(NamedTuple):
         positions: [tokens] int64: the place of each in its sequence.
         cu_seqlens: [sequences + 1] int32: where sequences begin.
         max_seqlen: the longest, int32, on the host.
-        pairs: [embeddings] int64: the first of the two tokens that each is made of.
     """
 
     columns: torch.Tensor
@@ -188,10 +189,9 @@ class PackedAudioMetadata(NamedTuple):
     positions: torch.Tensor
     cu_seqlens: torch.Tensor
     max_seqlen: torch.Tensor
-    pairs: torch.Tensor
 
 
-class PackedWhisperEncoder(CompiledWhisperEncoder):
+class PackedWhisperEncoder(WhisperEncoderBase):
     """Whisper's encoder over sequences of any length, of which no padding is computed.
 
     Also the native form of encoders that vLLM takes from Hugging Face with Whisper's
@@ -208,8 +208,12 @@ class PackedWhisperEncoder(CompiledWhisperEncoder):
             enable_pp=False,
         )
 
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What is padding, and how, differs from family to family."""
+
     def prepare_encoder_metadata(
-        self, begin: Ints, frames: Ints, tokens: Ints, clips: Ints | None = None
+        self, begin: Ints, frames: Ints, tokens: Ints
     ) -> PackedAudioMetadata:
         """From numbers on the host, each of them one copy to the device.
 
@@ -217,7 +221,6 @@ class PackedWhisperEncoder(CompiledWhisperEncoder):
             begin: of each sequence, the first frame.
             frames: that the convolutions see of each; what lies around is zero.
             tokens: that are kept of each.
-            clips: tokens of each clip, of which pairs are averaged, if any are.
         """
         # A gap of at least one column, and an even number: the stride is 2.
         sections = (frames // 2 + 1) * 2
@@ -232,8 +235,6 @@ class PackedWhisperEncoder(CompiledWhisperEncoder):
                 position.repeat(2),
                 tokens.repeat(2),
             )
-        clips = tokens if clips is None else clips
-        clip, pair = places(clips // 2)
         device = self.conv1.weight.device
         return PackedAudioMetadata(
             columns=on_device(columns, device),
@@ -242,7 +243,6 @@ class PackedWhisperEncoder(CompiledWhisperEncoder):
             positions=on_device(position, device),
             cu_seqlens=on_device(cu_seqlens(tokens), device, torch.int32),
             max_seqlen=max_seqlen_tensor(int(tokens.max(initial=0))),
-            pairs=on_device(begins(clips)[clip] + pair * 2, device),
         )
 
     def embed_packed(
@@ -255,10 +255,6 @@ class PackedWhisperEncoder(CompiledWhisperEncoder):
         x = gelu_(self.conv2(x))[0].T[metadata.tokens]
         return (x + self.embed_positions.weight[metadata.positions]).to(x.dtype)
 
-    def pool(self, x: torch.Tensor, metadata: PackedAudioMetadata) -> torch.Tensor:
-        """[tokens, d_model] -> [embeddings, d_model]: the mean of each pair."""
-        return (x[metadata.pairs] + x[metadata.pairs + 1]) / 2
-
     @staticmethod
     def embeddings(frames: Lengths) -> list[int]:
         """Of clips of so many frames each."""
@@ -270,8 +266,10 @@ class PackedWhisperEncoder(CompiledWhisperEncoder):
         loaded = _load_whisper_layer_weights(self, weights)
         return loaded | {"embed_positions.weight"}  # computed, where it is not there
 
-    encoder_step = 1
     tokens_per_embedding = 3  # a clip's last token may be without another
+
+    def encoder_tokens(self, embeddings: int) -> int:
+        return embeddings * self.tokens_per_embedding
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
         width = self.layer_norm.weight.shape[0]

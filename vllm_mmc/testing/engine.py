@@ -121,6 +121,7 @@ def tower_context(
         init_distributed_environment,
     )
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.layers import rotary_embedding
     from vllm.model_executor.model_loader import utils as loader_utils
     from vllm.model_executor.models import ModelRegistry, registry
     from vllm.platforms import current_platform
@@ -151,6 +152,9 @@ def tower_context(
                 registry, "_run_in_subprocess", lambda function: function()
             )
         )
+        # A worker starts without: a tower that a limit of 0 leaves out is built on the
+        # meta device, and its tables would be handed to the next one.
+        stack.enter_context(mock.patch.dict(rotary_embedding._ROPE_DICT, clear=True))
         overridden = model_config._REGISTERED_MODEL_CLASS_OVERRIDES
         stack.callback(overridden.clear)
         loader_utils._MODEL_ARCH_BY_HASH.clear()
@@ -272,6 +276,7 @@ class Server:
 def vllm_serve(
     checkpoint: Path | str,
     *args: str,
+    engine_args: Mapping[str, Any] | None = None,
     env: Mapping[str, str] | None = None,
     deadline_s: float = 300,
 ) -> Iterator[Server]:
@@ -280,6 +285,7 @@ def vllm_serve(
     Args:
         checkpoint: directory of a tiny checkpoint.
         args: further arguments of `vllm serve`.
+        engine_args: the same, as an engine takes them.
         env: added to this process's environment and `ENGINE_ENVIRONMENT`.
         deadline_s: seconds until it must be healthy.
 
@@ -290,12 +296,12 @@ def vllm_serve(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    engine_args = default_engine_args(checkpoint)
-    model = engine_args.pop("model")
+    options = default_engine_args(checkpoint, **(engine_args or {}))
+    model = options.pop("model")
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model),
         *("--host", "127.0.0.1", "--port", str(port)),
-        *_command_line(engine_args),
+        *_command_line(options),
         *args,
     ]
     with tempfile.TemporaryDirectory() as directory:

@@ -10,7 +10,10 @@ import torch
 from vllm_mmc.testing.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
+    check_depth,
+    hf_encoder,
     parameter_shapes,
+    qwen_generation_config,
     random_weights,
     read_weights,
     save_checkpoint,
@@ -72,14 +75,12 @@ def tiny_audioflamingo3(
     Raises:
         ValueError: if depth < 1.
     """
-    from transformers import GenerationConfig
     from transformers.models.audioflamingo3 import (
         AudioFlamingo3ForConditionalGeneration,
     )
     from transformers.models.whisper.modeling_whisper import sinusoids
 
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+    check_depth(depth)
     vocab = byte_level_vocab(SPECIAL_TOKENS)
     config = _config(vocab, depth, dtype)
     shapes = parameter_shapes(
@@ -98,15 +99,10 @@ def tiny_audioflamingo3(
             tensor *= 2
     answer_in_visible_characters(weights["language_model.lm_head.weight"], vocab)
 
-    generation_config = GenerationConfig(
-        do_sample=False,
-        pad_token_id=vocab["<|endoftext|>"],
-        eos_token_id=[vocab["<|im_end|>"], vocab["<|endoftext|>"]],
-    )
+    generation_config = qwen_generation_config(vocab)
     processor = _processor(vocab)
     return save_checkpoint(
-        Path(path),
-        # The feature extractor also on its own: preprocessor_config.json is published.
+        path,
         parts=[config, generation_config, processor, processor.feature_extractor],
         weights=weights,
     )
@@ -146,10 +142,8 @@ def load_hf_audioflamingo3_encoder(
     from transformers.models.audioflamingo3 import AudioFlamingo3Encoder
 
     config = AutoConfig.from_pretrained(path).audio_config
-    config._attn_implementation = "sdpa"
-    encoder = AudioFlamingo3Encoder(config)
-    encoder.load_state_dict(read_weights(Path(path), "audio_tower."), strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    weights = read_weights(path, "audio_tower.")
+    return hf_encoder(AudioFlamingo3Encoder, config, weights, dtype)
 
 
 def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:

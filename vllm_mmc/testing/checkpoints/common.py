@@ -2,8 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """What the builders of all families share: vocabulary, weights, saving, loading."""
 
+import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ WEIGHTS_FILE = "model.safetensors"
 # that a weight of the wrong layer changes the result visibly.
 NORM_SPREAD = 0.25
 BIAS_SPREAD = 0.1
+
+
+def check_depth(depth: int, least: int = 1) -> None:
+    """Raises ValueError if an encoder of `depth` layers is too shallow."""
+    if depth < least:
+        raise ValueError(f"depth must be at least {least}, got {depth}")
 
 
 def byte_level_vocab(special_tokens: Sequence[str]) -> dict[str, int]:
@@ -40,6 +47,16 @@ def byte_level_vocab(special_tokens: Sequence[str]) -> dict[str, int]:
 def printable_ids(vocab: Mapping[str, int]) -> list[int]:
     """Returns the ids of the tokens that are one visible ASCII character."""
     return [i for token, i in vocab.items() if len(token) == 1 and "!" <= token <= "~"]
+
+
+def qwen_generation_config(vocab: Mapping[str, int]) -> Any:
+    """Returns how Qwen answers here: greedily, to the end of its turn."""
+    from transformers import GenerationConfig
+
+    end = vocab["<|endoftext|>"]
+    return GenerationConfig(
+        do_sample=False, pad_token_id=end, eos_token_id=[vocab["<|im_end|>"], end]
+    )
 
 
 def random_weights(
@@ -108,36 +125,62 @@ def rename(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def save_checkpoint(
-    path: Path,
+    path: Path | str,
     *,
     parts: Iterable[Any],
     weights: Mapping[str, torch.Tensor],
+    name: str = WEIGHTS_FILE,
 ) -> Path:
     """Writes a checkpoint directory, over an older one if there is one.
 
     Args:
         path: the directory; made if it does not exist.
-        parts: what has `save_pretrained`: config, generation config, processor.
+        parts: what has `save_pretrained`: config, generation config, processor, and
+            once more the processor's feature extractor or image processor, because
+            preprocessor_config.json is published.
         weights: published parameter name -> tensor.
+        name: of their file.
 
     Returns:
         `path`.
     """
     from safetensors.torch import save_file
 
+    path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     for part in parts:
         part.save_pretrained(path)
-    save_file(dict(sorted(weights.items())), path / WEIGHTS_FILE, {"format": "pt"})
+    save_file(dict(sorted(weights.items())), path / name, {"format": "pt"})
     return path
 
 
-def read_weights(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+def save_preprocessor_config(path: Path, processor: Any) -> None:
+    """Writes preprocessor_config.json, one for audio and images, as published."""
+    parts = [processor.feature_extractor, processor.image_processor]
+    settings = {key: value for part in parts for key, value in part.to_dict().items()}
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    (path / "preprocessor_config.json").write_text(text)
+
+
+def read_weights(path: Path | str, prefix: str = "") -> dict[str, torch.Tensor]:
     """Returns the checkpoint's tensors under `prefix`, with the prefix taken off."""
     from safetensors.torch import load_file
 
     return {
         name.removeprefix(prefix): tensor
-        for name, tensor in load_file(path / WEIGHTS_FILE).items()
+        for name, tensor in load_file(Path(path) / WEIGHTS_FILE).items()
         if name.startswith(prefix)
     }
+
+
+def hf_encoder(
+    encoder_class: Callable[[Any], nn.Module],
+    config: Any,
+    weights: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+) -> nn.Module:
+    """Returns `encoder_class(config)` with exactly these weights, to compare with."""
+    config._attn_implementation = "sdpa"
+    encoder = encoder_class(config)
+    encoder.load_state_dict(weights, strict=True)
+    return encoder.to(dtype).eval().requires_grad_(False)

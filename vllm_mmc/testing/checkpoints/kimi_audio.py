@@ -12,6 +12,8 @@ import torch
 from vllm_mmc.testing.checkpoints.common import (
     NUM_BYTES,
     answer_in_visible_characters,
+    check_depth,
+    hf_encoder,
     parameter_shapes,
     random_weights,
     read_weights,
@@ -86,8 +88,7 @@ def tiny_kimi_audio(
     )
     from transformers.models.whisper.modeling_whisper import sinusoids
 
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+    check_depth(depth)
     path = Path(path)
     config, encoder_config = _config(dtype), _encoder_config(depth, dtype)
     encoder_shapes = parameter_shapes(
@@ -178,10 +179,8 @@ def load_hf_kimi_audio_encoder(
 
     path = Path(path) / ENCODER_DIRECTORY
     config = WhisperConfig.from_pretrained(path)
-    config._attn_implementation = "sdpa"
-    encoder = WhisperEncoder(config)
-    encoder.load_state_dict(read_weights(path, "model.encoder."), strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    weights = read_weights(path, "model.encoder.")
+    return hf_encoder(WhisperEncoder, config, weights, dtype)
 
 
 def zero_bias_of_keys(model: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from vllm_mmc.testing.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
+    check_depth,
     parameter_shapes,
     random_weights,
     read_weights,
@@ -70,8 +71,7 @@ def tiny_llama4(
     """
     from transformers import GenerationConfig, Llama4ForConditionalGeneration
 
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+    check_depth(depth)
     vocab = byte_level_vocab(SPECIAL_TOKENS)
     config = _config(vocab, depth, dtype)
     shapes = parameter_shapes(Llama4ForConditionalGeneration, config, renames={})
@@ -95,8 +95,7 @@ def tiny_llama4(
     )
     processor = _processor(vocab, max_patches)
     return save_checkpoint(
-        Path(path),
-        # The image processor also on its own: preprocessor_config.json is published.
+        path,
         parts=[config, generation_config, processor, processor.image_processor],
         weights=weights,
     )
@@ -151,7 +150,7 @@ def load_hf_llama4_encoder(
     config.vision_config._attn_implementation = "sdpa"
     encoder = Encoder(config)
     for name, part in encoder.named_children():
-        part.load_state_dict(read_weights(Path(path), f"{name}."), strict=True)
+        part.load_state_dict(read_weights(path, f"{name}."), strict=True)
     for parameter in encoder.parameters():  # the rotary table has to stay complex
         parameter.data = parameter.data.to(dtype)
     return encoder.eval().requires_grad_(False)

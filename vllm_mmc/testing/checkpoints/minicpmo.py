@@ -11,7 +11,10 @@ import torch
 from vllm_mmc.testing.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
+    check_depth,
+    hf_encoder,
     parameter_shapes,
+    qwen_generation_config,
     random_weights,
     read_weights,
     save_checkpoint,
@@ -141,15 +144,13 @@ def tiny_minicpmo(
         ValueError: if depth < 1.
     """
     from transformers import (
-        GenerationConfig,
         Qwen2ForCausalLM,
         SiglipVisionModel,
         WhisperFeatureExtractor,
     )
     from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+    check_depth(depth)
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     (path / f"{CONFIG_MODULE}.py").write_text(CONFIG_CODE)
@@ -181,11 +182,7 @@ def tiny_minicpmo(
             tensor *= 4
     answer_in_visible_characters(weights["llm.lm_head.weight"], vocab)
 
-    generation_config = GenerationConfig(
-        do_sample=False,
-        pad_token_id=vocab["<|endoftext|>"],
-        eos_token_id=[vocab["<|im_end|>"], vocab["<|endoftext|>"]],
-    )
+    generation_config = qwen_generation_config(vocab)
     # One file, preprocessor_config.json, is the feature extractor's and the image
     # processor's.
     preprocessor = WhisperFeatureExtractor(
@@ -241,10 +238,8 @@ def load_hf_minicpmo_encoder(
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=True).audio_config
-    config._attn_implementation = "sdpa"
-    encoder = WhisperEncoder(config)
-    encoder.load_state_dict(read_weights(Path(path), "apm."), strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    weights = read_weights(path, "apm.")
+    return hf_encoder(WhisperEncoder, config, weights, dtype)
 
 
 def _config(path: Path, vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:

@@ -11,7 +11,10 @@ import torch
 from vllm_mmc.testing.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
+    check_depth,
+    hf_encoder,
     parameter_shapes,
+    qwen_generation_config,
     random_weights,
     read_weights,
     save_checkpoint,
@@ -146,12 +149,10 @@ def tiny_moss_transcribe_diarize(
     Raises:
         ValueError: if depth < 1.
     """
-    from transformers import GenerationConfig, Qwen3ForCausalLM, WhisperFeatureExtractor
+    from transformers import Qwen3ForCausalLM, WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
-    path = Path(path)
+    check_depth(depth)
     vocab = byte_level_vocab(SPECIAL_TOKENS)
     config = _config(vocab, depth, dtype)
     shapes = {
@@ -179,12 +180,8 @@ def tiny_moss_transcribe_diarize(
     embed_tokens *= 0.05
     answer_in_visible_characters(embed_tokens, vocab)
 
-    generation_config = GenerationConfig(
-        do_sample=False,
-        pad_token_id=vocab["<|endoftext|>"],
-        eos_token_id=[vocab["<|im_end|>"], vocab["<|endoftext|>"]],
-    )
-    save_checkpoint(
+    generation_config = qwen_generation_config(vocab)
+    path = save_checkpoint(
         path,
         parts=[config, generation_config, WhisperFeatureExtractor(), _tokenizer(vocab)],
         weights=weights,
@@ -235,11 +232,8 @@ def load_hf_moss_transcribe_diarize_encoder(
     )
 
     config = MossTranscribeDiarizeConfig.from_pretrained(path).audio_config
-    config._attn_implementation = "sdpa"
-    encoder = WhisperEncoder(config)
-    weights = read_weights(Path(path), "model.whisper_encoder.")
-    encoder.load_state_dict(weights, strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    weights = read_weights(path, "model.whisper_encoder.")
+    return hf_encoder(WhisperEncoder, config, weights, dtype)
 
 
 def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:

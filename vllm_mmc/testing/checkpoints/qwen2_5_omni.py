@@ -2,7 +2,6 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """A tiny Qwen2.5-Omni checkpoint, and Hugging Face's encoders with its weights."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,14 @@ import torch
 from vllm_mmc.testing.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
+    check_depth,
+    hf_encoder,
     parameter_shapes,
+    qwen_generation_config,
     random_weights,
     read_weights,
     save_checkpoint,
+    save_preprocessor_config,
 )
 
 # In the order in which Qwen numbers them.
@@ -103,13 +106,9 @@ def tiny_qwen2_5_omni(
     Raises:
         ValueError: if depth < 2: windowed and full blocks could not both exist.
     """
-    from transformers import (
-        GenerationConfig,
-        Qwen2_5OmniThinkerForConditionalGeneration,
-    )
+    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-    if depth < 2:
-        raise ValueError(f"depth must be at least 2, got {depth}")
+    check_depth(depth, least=2)
     vocab = byte_level_vocab(SPECIAL_TOKENS)
     config = _config(vocab, depth, dtype)
     shapes = parameter_shapes(
@@ -127,17 +126,13 @@ def tiny_qwen2_5_omni(
             tensor *= 2
     answer_in_visible_characters(weights["thinker.lm_head.weight"], vocab)
 
-    generation_config = GenerationConfig(
-        do_sample=False,
-        pad_token_id=vocab["<|endoftext|>"],
-        eos_token_id=[vocab["<|im_end|>"], vocab["<|endoftext|>"]],
-    )
+    generation_config = qwen_generation_config(vocab)
     processor = _processor(vocab, max_pixels)
-    save_checkpoint(
-        Path(path), parts=[config, generation_config, processor], weights=weights
+    path = save_checkpoint(
+        path, parts=[config, generation_config, processor], weights=weights
     )
-    save_preprocessor_config(Path(path), processor)
-    return Path(path)
+    save_preprocessor_config(path, processor)
+    return path
 
 
 def qwen2_5_omni_prompt(text: str = "", *, audios: int = 0, images: int = 0) -> str:
@@ -178,11 +173,8 @@ def load_hf_qwen2_5_omni_audio_encoder(
     )
 
     config = AutoConfig.from_pretrained(path).thinker_config.audio_config
-    config._attn_implementation = "sdpa"
-    encoder: torch.nn.Module = Qwen2_5OmniAudioEncoder(config)
-    weights = read_weights(Path(path), "thinker.audio_tower.")
-    encoder.load_state_dict(weights, strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    weights = read_weights(path, "thinker.audio_tower.")
+    return hf_encoder(Qwen2_5OmniAudioEncoder, config, weights, dtype)
 
 
 def load_hf_qwen2_5_omni_vision_encoder(
@@ -206,18 +198,8 @@ def load_hf_qwen2_5_omni_vision_encoder(
     )
 
     config = AutoConfig.from_pretrained(path).thinker_config.vision_config
-    config._attn_implementation = "sdpa"
-    encoder: torch.nn.Module = Qwen2_5OmniVisionEncoder(config)
-    encoder.load_state_dict(read_weights(Path(path), "thinker.visual."), strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
-
-
-def save_preprocessor_config(path: Path, processor: Any) -> None:
-    """Writes preprocessor_config.json, one for audio and images, as published."""
-    parts = [processor.feature_extractor, processor.image_processor]
-    settings = {key: value for part in parts for key, value in part.to_dict().items()}
-    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    (path / "preprocessor_config.json").write_text(text)
+    weights = read_weights(path, "thinker.visual.")
+    return hf_encoder(Qwen2_5OmniVisionEncoder, config, weights, dtype)
 
 
 def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:

@@ -10,7 +10,10 @@ import torch
 from vllm_mmc.testing.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
+    check_depth,
+    hf_encoder,
     parameter_shapes,
+    qwen_generation_config,
     random_weights,
     read_weights,
     save_checkpoint,
@@ -98,10 +101,9 @@ def tiny_qwen2_5_vl(
     Raises:
         ValueError: if depth < 2: windowed and full blocks could not both exist.
     """
-    from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLForConditionalGeneration
 
-    if depth < 2:
-        raise ValueError(f"depth must be at least 2, got {depth}")
+    check_depth(depth, least=2)
     vocab = byte_level_vocab(SPECIAL_TOKENS)
     config = _config(vocab, depth, dtype)
     shapes = parameter_shapes(
@@ -115,16 +117,11 @@ def tiny_qwen2_5_vl(
             tensor *= 2
     answer_in_visible_characters(weights["lm_head.weight"], vocab)
 
-    generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=vocab["<|endoftext|>"],
-        pad_token_id=vocab["<|endoftext|>"],
-        eos_token_id=[vocab["<|im_end|>"], vocab["<|endoftext|>"]],
-    )
+    generation_config = qwen_generation_config(vocab)
+    generation_config.bos_token_id = vocab["<|endoftext|>"]
     processor = _processor(vocab, max_pixels)
     return save_checkpoint(
-        Path(path),
-        # The image processor also on its own: preprocessor_config.json is published.
+        path,
         parts=[config, generation_config, processor, processor.image_processor],
         weights=weights,
     )
@@ -167,10 +164,8 @@ def load_hf_vision_tower(
     )
 
     config = AutoConfig.from_pretrained(path).vision_config
-    config._attn_implementation = "sdpa"
-    tower: torch.nn.Module = Qwen2_5_VisionTransformerPretrainedModel(config)
-    tower.load_state_dict(read_weights(Path(path), "visual."), strict=True)
-    return tower.to(dtype).eval().requires_grad_(False)
+    weights = read_weights(path, "visual.")
+    return hf_encoder(Qwen2_5_VisionTransformerPretrainedModel, config, weights, dtype)
 
 
 def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:

@@ -10,7 +10,10 @@ import torch
 from vllm_mmc.testing.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
+    check_depth,
+    hf_encoder,
     parameter_shapes,
+    qwen_generation_config,
     random_weights,
     read_weights,
     rename,
@@ -73,7 +76,6 @@ def tiny_qwen3_asr(
     Raises:
         ValueError: if depth < 1.
     """
-    from transformers import GenerationConfig
     from transformers.models.qwen3_asr import (
         Qwen3ASRConfig,
         Qwen3ASRForConditionalGeneration,
@@ -82,8 +84,7 @@ def tiny_qwen3_asr(
         Qwen3ASRConfig as PublishedConfig,
     )
 
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+    check_depth(depth)
     vocab = byte_level_vocab(SPECIAL_TOKENS)
     audio, text = _audio_config(depth), _text_config(vocab)
     config = Qwen3ASRConfig(audio_config=dict(audio), text_config=dict(text))
@@ -98,11 +99,7 @@ def tiny_qwen3_asr(
             tensor *= 2
     answer_in_visible_characters(weights["thinker.lm_head.weight"], vocab)
 
-    generation_config = GenerationConfig(
-        do_sample=False,
-        pad_token_id=vocab["<|endoftext|>"],
-        eos_token_id=[vocab["<|im_end|>"], vocab["<|endoftext|>"]],
-    )
+    generation_config = qwen_generation_config(vocab)
     published = PublishedConfig(
         architectures=["Qwen3ASRForConditionalGeneration"],
         thinker_config={
@@ -121,8 +118,7 @@ def tiny_qwen3_asr(
     )
     processor = _processor(vocab)
     return save_checkpoint(
-        Path(path),
-        # The feature extractor also on its own: preprocessor_config.json is published.
+        path,
         parts=[published, generation_config, processor, processor.feature_extractor],
         weights=weights,
     )
@@ -168,10 +164,9 @@ def load_hf_qwen3_asr_encoder(
         audio_config=_audio_config(thinker.audio_config.encoder_layers),
         text_config={"hidden_size": HIDDEN},
     )
-    config.audio_config._attn_implementation = "sdpa"
 
     class Encoder(torch.nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, config: Any) -> None:
             super().__init__()
             self.audio_tower = Qwen3ASREncoder(config.audio_config)
             self.multi_modal_projector = Qwen3ASRMultiModalProjector(config)
@@ -181,17 +176,15 @@ def load_hf_qwen3_asr_encoder(
             projected: torch.Tensor = self.multi_modal_projector(hidden)
             return projected
 
-    encoder = Encoder()
     back = {new: old for old, new in PUBLISHED_PREFIXES.items() if "audio" in new}
     # The longest first: the projector's are inside of the tower's.
     back = dict(sorted(back.items(), key=lambda pair: -len(pair[0])))
     weights = {
         rename(name, back).removeprefix("model."): tensor
-        for name, tensor in read_weights(Path(path)).items()
+        for name, tensor in read_weights(path).items()
         if name.startswith("thinker.audio_tower.")
     }
-    encoder.load_state_dict(weights, strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    return hf_encoder(Encoder, config, weights, dtype)
 
 
 def _audio_config(depth: int) -> dict[str, Any]:

@@ -11,12 +11,15 @@ import torch
 from vllm_mmc.testing.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
+    check_depth,
+    hf_encoder,
     parameter_shapes,
+    qwen_generation_config,
     random_weights,
     read_weights,
     save_checkpoint,
+    save_preprocessor_config,
 )
-from vllm_mmc.testing.checkpoints.qwen2_5_omni import save_preprocessor_config
 
 # In the order in which Qwen numbers them.
 SPECIAL_TOKENS = (
@@ -93,13 +96,9 @@ def tiny_qwen3_omni(
     Raises:
         ValueError: if depth < 2: there would be no block for deepstack.
     """
-    from transformers import (
-        GenerationConfig,
-        Qwen3OmniMoeThinkerForConditionalGeneration,
-    )
+    from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
-    if depth < 2:
-        raise ValueError(f"depth must be at least 2, got {depth}")
+    check_depth(depth, least=2)
     vocab = byte_level_vocab(SPECIAL_TOKENS)
     config = _config(vocab, depth, dtype)
     shapes = parameter_shapes(
@@ -115,17 +114,13 @@ def tiny_qwen3_omni(
             tensor *= 2
     answer_in_visible_characters(weights["thinker.lm_head.weight"], vocab)
 
-    generation_config = GenerationConfig(
-        do_sample=False,
-        pad_token_id=vocab["<|endoftext|>"],
-        eos_token_id=[vocab["<|im_end|>"], vocab["<|endoftext|>"]],
-    )
+    generation_config = qwen_generation_config(vocab)
     processor = _processor(vocab, max_pixels)
-    save_checkpoint(
-        Path(path), parts=[config, generation_config, processor], weights=weights
+    path = save_checkpoint(
+        path, parts=[config, generation_config, processor], weights=weights
     )
-    save_preprocessor_config(Path(path), processor)
-    return Path(path)
+    save_preprocessor_config(path, processor)
+    return path
 
 
 def qwen3_omni_prompt(text: str = "", *, audios: int = 0, images: int = 0) -> str:
@@ -163,11 +158,8 @@ def load_hf_qwen3_omni_audio_encoder(
     )
 
     config = AutoConfig.from_pretrained(path).thinker_config.audio_config
-    config._attn_implementation = "sdpa"
-    encoder: torch.nn.Module = Qwen3OmniMoeAudioEncoder(config)
-    weights = read_weights(Path(path), "thinker.audio_tower.")
-    encoder.load_state_dict(weights, strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    weights = read_weights(path, "thinker.audio_tower.")
+    return hf_encoder(Qwen3OmniMoeAudioEncoder, config, weights, dtype)
 
 
 def load_hf_qwen3_omni_vision_encoder(
@@ -192,10 +184,8 @@ def load_hf_qwen3_omni_vision_encoder(
     )
 
     config = AutoConfig.from_pretrained(path).thinker_config.vision_config
-    config._attn_implementation = "sdpa"
-    encoder: torch.nn.Module = Qwen3OmniMoeVisionEncoder(config)
-    encoder.load_state_dict(read_weights(Path(path), "thinker.visual."), strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    weights = read_weights(path, "thinker.visual.")
+    return hf_encoder(Qwen3OmniMoeVisionEncoder, config, weights, dtype)
 
 
 def _experts_apart(

@@ -13,6 +13,8 @@ from torch import nn
 from vllm_mmc.testing.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
+    check_depth,
+    hf_encoder,
     parameter_shapes,
     random_weights,
     read_weights,
@@ -162,8 +164,7 @@ def tiny_ultravox(
     from transformers import GenerationConfig, LlamaForCausalLM, WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+    check_depth(depth)
     vocab = byte_level_vocab(SPECIAL_TOKENS)
     audio, text = _audio_config(depth, dtype), _text_config(vocab, dtype)
     projector_input = STACK * AUDIO_HIDDEN
@@ -195,7 +196,7 @@ def tiny_ultravox(
     )
     feature_extractor = WhisperFeatureExtractor(feature_size=128)
     directory = save_checkpoint(
-        Path(path),
+        path,
         parts=[generation_config, feature_extractor, _tokenizer(vocab)],
         weights=weights,
     )
@@ -261,10 +262,9 @@ def load_hf_ultravox_encoder(
 
     published = json.loads((Path(path) / "config.json").read_text())
     config = WhisperConfig(**published["audio_config"])
-    config._attn_implementation = "sdpa"
 
     class Encoder(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, config: Any) -> None:
             super().__init__()
             self.audio_tower = WhisperEncoder(config)
             self.multi_modal_projector = nn.ModuleDict(
@@ -304,14 +304,12 @@ def load_hf_ultravox_encoder(
             projected: torch.Tensor = projector["linear_2"](normed)
             return projected
 
-    encoder = Encoder()
     weights = {
         name: tensor
-        for name, tensor in read_weights(Path(path)).items()
+        for name, tensor in read_weights(path).items()
         if not name.startswith("language_model.")
     }
-    encoder.load_state_dict(weights, strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    return hf_encoder(Encoder, config, weights, dtype)
 
 
 def _audio_config(depth: int, dtype: torch.dtype) -> Any:

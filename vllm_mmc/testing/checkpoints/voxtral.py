@@ -13,8 +13,11 @@ from torch import nn
 from vllm_mmc.testing.checkpoints.common import (
     NUM_BYTES,
     answer_in_visible_characters,
+    check_depth,
+    hf_encoder,
     random_weights,
     rename,
+    save_checkpoint,
 )
 
 WEIGHTS_FILE = "consolidated.safetensors"
@@ -98,10 +101,7 @@ def tiny_voxtral(
     Raises:
         ValueError: if depth < 1.
     """
-    from safetensors.torch import save_file
-
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+    check_depth(depth)
     weights = random_weights(_shapes(depth), seed=seed, dtype=dtype)
     weights["mm_whisper_embeddings.tok_embeddings.weight"] *= HIDDEN**0.5
     for name, tensor in weights.items():
@@ -114,12 +114,10 @@ def tiny_voxtral(
     }
     answer_in_visible_characters(weights["output.weight"], visible)
 
-    directory = Path(path)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "params.json").write_text(json.dumps(_params(depth), indent=2))
-    (directory / "tekken.json").write_text(json.dumps(_tekken(), indent=2))
-    save_file(dict(sorted(weights.items())), directory / WEIGHTS_FILE, {"format": "pt"})
-    return directory
+    path = save_checkpoint(path, parts=[], weights=weights, name=WEIGHTS_FILE)
+    (path / "params.json").write_text(json.dumps(_params(depth), indent=2))
+    (path / "tekken.json").write_text(json.dumps(_tekken(), indent=2))
+    return path
 
 
 def voxtral_prompt(text: str = "", *, audios: int = 1, chunks: int = 1) -> list[int]:
@@ -180,10 +178,9 @@ def load_hf_voxtral_encoder(
         },
         text_config={"hidden_size": params["dim"]},
     )
-    config.audio_config._attn_implementation = "sdpa"
 
     class Encoder(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, config: Any) -> None:
             super().__init__()
             self.audio_tower = VoxtralEncoder(config.audio_config)
             self.multi_modal_projector = VoxtralMultiModalProjector(config)
@@ -194,15 +191,13 @@ def load_hf_voxtral_encoder(
             projected: torch.Tensor = self.multi_modal_projector(stacked)
             return projected
 
-    encoder = Encoder()
     weights = {
         _hf_name(name): tensor
         for name, tensor in load_file(directory / WEIGHTS_FILE).items()
         if name.startswith((ENCODER, PROJECTION))
     }
     weights["audio_tower.embed_positions.weight"] = sinusoids(POSITIONS, AUDIO_HIDDEN)
-    encoder.load_state_dict(weights, strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    return hf_encoder(Encoder, config, weights, dtype)
 
 
 def _hf_name(name: str) -> str:

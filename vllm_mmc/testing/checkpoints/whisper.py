@@ -10,6 +10,8 @@ import torch
 from vllm_mmc.testing.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
+    check_depth,
+    hf_encoder,
     parameter_shapes,
     random_weights,
     read_weights,
@@ -62,8 +64,7 @@ def tiny_whisper(
     from transformers import GenerationConfig, WhisperForConditionalGeneration
     from transformers.models.whisper.modeling_whisper import sinusoids
 
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+    check_depth(depth)
     vocab = byte_level_vocab(special_tokens())
     config = _config(vocab, depth, dtype)
     shapes = parameter_shapes(WhisperForConditionalGeneration, config, renames={})
@@ -89,15 +90,10 @@ def tiny_whisper(
         eos_token_id=config.eos_token_id,
         decoder_start_token_id=config.decoder_start_token_id,
     )
+    processor = _processor(vocab)
     return save_checkpoint(
-        Path(path),
-        # The feature extractor also on its own: preprocessor_config.json is published.
-        parts=[
-            config,
-            generation_config,
-            processor := _processor(vocab),
-            processor.feature_extractor,
-        ],
+        path,
+        parts=[config, generation_config, processor, processor.feature_extractor],
         weights=weights,
     )
 
@@ -133,10 +129,8 @@ def load_hf_whisper_encoder(
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     config = AutoConfig.from_pretrained(path)
-    config._attn_implementation = "sdpa"
-    encoder = WhisperEncoder(config)
-    encoder.load_state_dict(read_weights(Path(path), "model.encoder."), strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    weights = read_weights(path, "model.encoder.")
+    return hf_encoder(WhisperEncoder, config, weights, dtype)
 
 
 def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:
