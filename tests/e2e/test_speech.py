@@ -184,13 +184,15 @@ def test_answers_as_stock_does(
     server: Server, family: str, good: dict[str, bytes], stock: dict[str, Answer]
 ) -> None:
     for name, wav in good.items():
-        answer = ask(server, family, wav)
-        assert answer.status == 200, name
-        if stock[name].status == 500:
+        answer, theirs = ask(server, family, wav), stock[name]
+        if theirs.status == 500:
             # Without torchaudio stock resamples for transcriptions only.
-            assert "torchaudio" in stock[name].error and "Hz" in name
+            assert "torchaudio" in theirs.error and "Hz" in name
+            assert answer.status == 200
         else:
-            assert answer == stock[name], name
+            assert answer == theirs, name
+            # For some models a sample is too short.
+            assert theirs.status == 200 or name == "one sample"
     heard = {stock[name].text for name in good}
     # Silence, one sample and 0.3 s are nearly the same, as are 2 s at several rates.
     assert len(heard) >= len(good) - 4
