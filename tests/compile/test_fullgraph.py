@@ -125,7 +125,15 @@ def minicpmo(model: nn.Module) -> Encoder:
 
 @pytest.fixture(
     scope="module",
-    params=[qwen2_5_vl, llama4, whisper, qwen3_asr, qwen2_audio, minicpmo],
+    params=[
+        qwen2_5_vl,
+        llama4,
+        whisper,
+        qwen3_asr,
+        minicpmo,
+        # The graph of the block is Whisper's.
+        pytest.param(qwen2_audio, marks=pytest.mark.slow),
+    ],
 )
 def encoder(request: pytest.FixtureRequest) -> Iterator[Encoder]:
     family = request.param.__name__
