@@ -192,7 +192,7 @@ def prefix_sdpa(
     if tokens == 0:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
     seq = _on_host(max_seqlen, q, cu_seqlens)
-    cu_seqlens = _cu_seqlens(q, cu_seqlens)
+    cu_seqlens = _cu_seqlens(q, cu_seqlens).long()
     items = cu_seqlens.numel() - 1
     token = torch.arange(tokens, device=q.device)
     item = torch.bucketize(token, cu_seqlens[1:], right=True)

@@ -93,7 +93,8 @@ class CompiledMiniCPMWhisperEncoder(PackedWhisperEncoder):
         tokens = after_convolutions(frames)
         metadata = self.prepare_encoder_metadata(begins(frames), frames, tokens)
         x = self.embed_packed(torch.cat(list(input_features), dim=-1), metadata)
-        chunk = int(chunk_length * TOKENS_PER_SECOND) or self.max_source_positions
+        chunk = int(max(chunk_length, 0) * TOKENS_PER_SECOND)
+        chunk = chunk or self.max_source_positions
         heard = (metadata.positions // chunk + 1) * chunk
         x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen, heard)
         return self.layer_norm(x[: tokens.sum()])
