@@ -22,7 +22,7 @@ from vllm_mmc.testing import media
 from vllm_mmc.testing.checkpoints import FAMILIES
 from vllm_mmc.testing.engine import Server, vllm_serve
 
-TRANSCRIBES = ("whisper", "qwen3_asr")
+TRANSCRIBES = ("whisper", "qwen3_asr", "kimi_audio", "moss_transcribe_diarize")
 """By `/v1/audio/transcriptions`; the others by `/v1/chat/completions`."""
 CHATS = (
     "qwen2_audio",
@@ -31,8 +31,6 @@ CHATS = (
     "qwen3_omni",
     "ultravox",
     "voxtral",
-    "kimi_audio",
-    "moss_transcribe_diarize",
     "minicpmo",
 )
 ENV = {"VLLM_LOGGING_LEVEL": "INFO"}
@@ -185,14 +183,16 @@ def test_answers_as_stock_does(
 ) -> None:
     for name, wav in good.items():
         answer, theirs = ask(server, family, wav), stock[name]
-        if theirs.status == 500:
+        if theirs.status == 500 and "Hz" in name:
             # Without torchaudio stock resamples for transcriptions only.
-            assert "torchaudio" in theirs.error and "Hz" in name
+            assert "torchaudio" in theirs.error
             assert answer.status == 200
+        elif theirs.status == 500:
+            assert "at least 321 samples" in answer.error and name == "one sample"
         else:
             assert answer == theirs, name
-            # For some models a sample is too short.
-            assert theirs.status == 200 or name == "one sample"
+            # For some models one sample is too few, or two channels are too many.
+            assert theirs.status == 200 or name in ("one sample", "stereo")
     heard = {stock[name].text for name in good}
     # Silence, one sample and 0.3 s are nearly the same, as are 2 s at several rates.
     assert len(heard) >= len(good) - 4
@@ -209,7 +209,7 @@ def test_bad_audio_is_refused(
         if name in BAD:
             assert answer == stock[name], name
         else:
-            assert re.search("audio 0 must (be finite|have at least one)", answer.error)
+            assert re.search("audio 0 must (be finite|have at least)", answer.error)
         # And the next one is answered, and not from a cache full of NaN.
         assert ask(server, family, GOOD["3 s"]) == stock["3 s"], name
 

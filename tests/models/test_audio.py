@@ -511,7 +511,7 @@ def test_no_request_compiles(compiled: Compiled) -> None:
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        (np.zeros(0, np.float32), "at least one sample"),
+        (np.zeros(0, np.float32), r"at least \d+ samples, .* found 0"),
         (np.full(16000, np.nan, np.float32), "16000 that are NaN or infinite"),
         (np.full(16000, np.inf, np.float32), "16000 that are NaN or infinite"),
     ],

@@ -165,6 +165,11 @@ class RefusesBadAudio(BaseProcessingInfo):
     resamples with, cannot be installed.
     """
 
+    @property
+    def least_samples(self) -> int:
+        """What is shorter becomes no embedding."""
+        return 1
+
     def get_data_parser(self) -> MultiModalDataParser:
         parser = super().get_data_parser()
         resampler = parser.audio_resampler
@@ -182,8 +187,11 @@ class RefusesBadAudio(BaseProcessingInfo):
                 samples = audios.get(index)
                 if samples is None:  # known from an earlier request
                     continue
-                if len(samples) == 0:
-                    raise ValueError(f"audio {index} must have at least one sample")
+                if len(samples) < self.least_samples:
+                    raise ValueError(
+                        f"audio {index} must have at least {self.least_samples} "
+                        f"samples, at the model's rate; found {len(samples)}"
+                    )
                 if not np.isfinite(samples).all():
                     raise ValueError(
                         f"audio {index} must be finite samples, usually from -1 to 1; "

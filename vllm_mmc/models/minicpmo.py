@@ -120,7 +120,11 @@ ATTENTION = {CompiledWhisperEncoderAttention: CompiledMiniCPMWhisperEncoderAtten
 
 
 class CompiledMiniCPMOProcessingInfo(RefusesBadAudio, MiniCPMOProcessingInfo):
-    pass
+    @property
+    def least_samples(self) -> int:
+        # Two frames, of 10 ms, are a token.
+        step = self.get_default_audio_pool_step()
+        return 2 * (step - 1) * self.get_default_audio_sampling_rate() // 100 + 1
 
 
 class SupportsCompiledMiniCPMWhisper(SupportsCompiledEncoder):
