@@ -152,7 +152,9 @@ def checkpoint(family: str, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def good(family: str) -> dict[str, bytes]:
-    return GOOD | LONG if family in TRANSCRIBES else GOOD
+    if family in CHATS or family == "kimi_audio":  # of which stock dies, see below
+        return GOOD
+    return GOOD | LONG
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +227,10 @@ def test_each_region_was_compiled_once(
     assert len(compiled) in (0, regions)
     assert len(compiled) == len(set(compiled))
     assert "graphs" in server.log.read_text()
+
+
+def test_clips_of_one_file_can_differ_in_length(server: Server, family: str) -> None:
+    """Two clips of 30 s and one of 10 s in one step end the engine of stock's Kimi."""
+    if family in TRANSCRIBES:
+        assert ask(server, family, LONG["70 s"]).status == 200
+        assert ask(server, family, GOOD["3 s"]).status == 200
