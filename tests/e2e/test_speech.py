@@ -231,6 +231,7 @@ def test_each_region_was_compiled_once(
 
 def test_clips_of_one_file_can_differ_in_length(server: Server, family: str) -> None:
     """Two clips of 30 s and one of 10 s in one step end the engine of stock's Kimi."""
-    if family in TRANSCRIBES:
-        assert ask(server, family, LONG["70 s"]).status == 200
-        assert ask(server, family, GOOD["3 s"]).status == 200
+    if family in CHATS:
+        pytest.skip("nothing cuts the audio of a chat into clips")
+    assert ask(server, family, LONG["70 s"]).status == 200
+    assert ask(server, family, GOOD["3 s"]).status == 200
