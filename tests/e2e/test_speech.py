@@ -33,6 +33,10 @@ CHATS = (
     "voxtral",
     "minicpmo",
 )
+REGIONS = {
+    "whisper": "CompiledWhisperEncoderLayer",
+    "qwen3_asr": "CompiledQwen3OmniMoeAudioEncoderLayer",
+}
 ENV = {"VLLM_LOGGING_LEVEL": "INFO"}
 
 
@@ -198,7 +202,8 @@ def test_answers_as_stock_does(
         else:
             assert answer == theirs, name
             # For some models one sample is too few, or two channels are too many.
-            assert theirs.status == 200 or name in ("one sample", "stereo")
+            refused = name in ("one sample", "stereo") and family not in REGIONS
+            assert theirs.status == 200 or refused
     heard = {stock[name].text for name in good}
     # Silence, one sample and 0.3 s are nearly the same, as are 2 s at several rates.
     assert len(heard) >= len(good) - 4
@@ -207,7 +212,9 @@ def test_answers_as_stock_does(
 def test_bad_audio_is_refused(
     server: Server, family: str, stock: dict[str, Answer]
 ) -> None:
-    before = ask(server, family, GOOD["3 s"])
+    before = stock["3 s"]
+    if family == "kimi_audio":  # see above
+        before = ask(server, family, GOOD["3 s"])
     for name, wav in (BAD | WORSE).items():
         answer = ask(server, family, wav)
         # Of chats, what libsndfile says of a file is 500 before a model is asked.
@@ -231,6 +238,8 @@ def test_each_region_was_compiled_once(
     # Or loaded: another test of this session may have left them in the cache.
     assert len(compiled) in (0, regions)
     assert len(compiled) == len(set(compiled))
+    if family in REGIONS:
+        assert compiled in ([], [REGIONS[family]])
     assert "graphs" in server.log.read_text()
 
 

@@ -502,7 +502,7 @@ def test_no_request_compiles(compiled: Compiled) -> None:
         assert (shapes.limit, shapes.step) == compiled.audio.shapes
     compiled.model.warm_up_encoder()
     chance = random.Random(0)
-    lengths = [0.3, *(round(chance.uniform(0.3, 15), 2) for _ in range(9)), 30.0]
+    lengths = [0.3, *(round(chance.uniform(0.3, 30), 2) for _ in range(9)), 30.0]
     with counters.expect(graphs=0, artifact_loads=0, fallbacks=0):
         for _ in range(20):
             compiled.embed(tuple(chance.choices(lengths, k=chance.randint(1, 5))))
