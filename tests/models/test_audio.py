@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from transformers.models.whisper.modeling_whisper import sinusoids
 from vllm.config import CompilationMode, VllmConfig, get_current_vllm_config
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.model_executor.models.utils import AutoWeightsLoader
@@ -34,6 +35,7 @@ from vllm_mmc.models.ultravox import CompiledUltravoxWhisperEncoder
 from vllm_mmc.models.whisper import (
     CompiledWhisperEncoder,
     CompiledWhisperForConditionalGeneration,
+    WhisperEncoderBase,
 )
 from vllm_mmc.testing import checkpoints, media
 from vllm_mmc.testing.checkpoints import FAMILIES
@@ -556,6 +558,21 @@ def test_equals_hugging_face(compiled: Compiled) -> None:
             expected = audio.hugging_face(encoder, exact)
         allowed = allowance(reference=torch.cat(reference), truth=torch.cat(truth))
         assert_close(f"{batch}", found, expected, ratio=allowed, dtype=compiled.dtype)
+
+
+def test_positions_are_exact(compiled: Compiled) -> None:
+    """Also where no checkpoint has them: angles in 16 bits are wrong by radians."""
+    encoder = compiled.encoder
+    found = (
+        encoder.embed_positions.weight
+        if isinstance(encoder, WhisperEncoderBase)
+        else encoder.positional_embedding.positional_embedding
+    )
+    with set_default_torch_dtype(torch.float32):
+        exact = sinusoids(*found.shape)
+    # A unit in the last place of bfloat16; float32's angles go up to 1500.
+    atol = {torch.float32: 1e-3, torch.bfloat16: 2.0**-8}[found.dtype]
+    torch.testing.assert_close(found.float(), exact, rtol=0, atol=atol)
 
 
 def test_encoder_alone(compiled: Compiled) -> None:

@@ -48,7 +48,8 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
     )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        # No checkpoint has its sinusoids, and their angles need more than 16 bits.
+        super().__init__(vllm_config=vllm_config, prefix=prefix, init_in_fp32=True)
         config = vllm_config.model_config.hf_config
         self.n_window = config.n_window
         self.proj = nn.Linear(config.d_model, config.output_dim)
