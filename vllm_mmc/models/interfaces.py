@@ -32,6 +32,7 @@ from vllm_mmc.compilation.counters import counters, table
 from vllm_mmc.compilation.decorators import adopt, should_torch_compile_mm_encoder
 from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import EncoderShapes
+from vllm_mmc.layers.upcast import use_upcast
 from vllm_mmc.settings import Settings
 
 logger = init_logger(__name__)
@@ -207,7 +208,7 @@ def compile_encoder(
     vllm_config: VllmConfig,
     budget: int | None = None,
 ) -> None:
-    """Exchange classes below `root` in place: its regions, and attention.
+    """Exchange classes below `root` in place: its regions, attention and products.
 
     Args:
         root: Searched with all its submodules, itself included.
@@ -220,6 +221,7 @@ def compile_encoder(
     """
     adopt(root, regions, vllm_config)
     use_our_attention(root)
+    use_upcast(root)
     settings = Settings.resolve(vllm_config.additional_config)
     for module in root.modules():
         if isinstance(module, CompiledEncoder):

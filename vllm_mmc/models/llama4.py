@@ -38,6 +38,7 @@ from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.layers.activation import gelu_
 from vllm_mmc.layers.rotary_embedding import apply_rotary_emb, cos_sin
+from vllm_mmc.layers.upcast import upcast_for
 from vllm_mmc.models.interfaces import (
     CompiledEncoder,
     SupportsCompiledEncoder,
@@ -115,7 +116,7 @@ class CompiledLlama4VisionAttention(Llama4VisionAttention):
 class CompiledLlama4VisionMLP(Llama4VisionMLP):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states, _ = self.fc1(hidden_states)
-        hidden_states, _ = self.fc2(gelu_(hidden_states))
+        hidden_states, _ = self.fc2(gelu_(upcast_for(self.fc2, hidden_states)))
         return gelu_(hidden_states) if self.output_activation else hidden_states
 
 

@@ -55,6 +55,7 @@ from vllm_mmc.compilation.decorators import (
 from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.layers.activation import activate_, gelu_
+from vllm_mmc.layers.upcast import upcast_for
 from vllm_mmc.models.interfaces import (
     CompiledEncoder,
     RefusesBadAudio,
@@ -101,7 +102,7 @@ class CompiledQwen3OmniMoeAudioEncoderLayer(Qwen3OmniMoeAudioEncoderLayer):
             self.self_attn_layer_norm(hidden_states), cu_seqlens, max_seqlen
         )
         y, _ = self.fc1(self.final_layer_norm(x))
-        y, _ = self.fc2(activate_(self.activation_fn, y))
+        y, _ = self.fc2(activate_(self.activation_fn, upcast_for(self.fc2, y)))
         x = x + y
         if x.dtype == torch.float16:
             limit = torch.finfo(x.dtype).max - 1000
@@ -172,7 +173,7 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
         chunks = padded[:, metadata.frames].transpose(0, 1)
         parts = []
         for part in chunks.split(self.conv_chunksize):  # minutes of speech
-            x = gelu_(self._first(part))
+            x = gelu_(self._first(upcast_for(self.conv2d1, part)))
             for convolution in (self.conv2d2, self.conv2d3):
                 x = gelu_(convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
             parts.append(x)
@@ -197,7 +198,8 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
         )
         x = F.pad(chunks, (padding,) * 4)
         x = x.unfold(1, kernel, stride).unfold(2, kernel, stride).flatten(3)
-        return F.linear(x, conv.weight.flatten(1), conv.bias)
+        weight, bias = conv.weight.flatten(1).to(x.dtype), conv.bias.to(x.dtype)
+        return F.linear(x, weight, bias)
 
     @encoder_forward
     def forward_packed(

@@ -47,6 +47,7 @@ from vllm_mmc.compilation.decorators import (
 from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.layers.activation import activate_, gelu_
+from vllm_mmc.layers.upcast import upcast_for
 from vllm_mmc.models.interfaces import (
     CompiledEncoder,
     RefusesBadAudio,
@@ -64,7 +65,8 @@ class CompiledWhisperEncoderAttention(WhisperEncoderAttention, MMEncoderAttentio
 class CompiledWhisperMLP(WhisperMLP):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         x, _ = self.fc1(hidden_states)
-        return self.fc2(activate_(self.activation_fn, x))[0]
+        x = activate_(self.activation_fn, upcast_for(self.fc2, x))
+        return self.fc2(x)[0]
 
 
 @support_torch_compile(
@@ -153,9 +155,10 @@ class CompiledWhisperEncoder(WhisperEncoderBase):
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
         """[items, num_mel_bins, frames] -> [items, frames / 2, d_model]: one call of
         each convolution, however many items."""
-        x = gelu_(self.conv1(input_features))
+        x = gelu_(self.conv1(upcast_for(self.conv1, input_features)))
         x = gelu_(self.conv2(x)).transpose(1, 2)
-        return (x + self.embed_positions.weight[: x.shape[1]]).to(x.dtype)
+        x = x + self.embed_positions.weight[: x.shape[1]]
+        return x.to(input_features.dtype)
 
     @property
     def encoder_step(self) -> int:
@@ -251,9 +254,12 @@ class PackedWhisperEncoder(WhisperEncoderBase):
         """[num_mel_bins, frames] -> [tokens, d_model]: sequences side by side, with
         gaps in which convolutions see the zeros that they would pad with."""
         x = F.pad(features, (0, 1))[None, :, metadata.columns]
-        x = gelu_(self.conv1(x)).index_fill_(2, metadata.gaps, 0)
+        x = gelu_(self.conv1(upcast_for(self.conv1, x))).index_fill_(
+            2, metadata.gaps, 0
+        )
         x = gelu_(self.conv2(x))[0].T[metadata.tokens]
-        return (x + self.embed_positions.weight[metadata.positions]).to(x.dtype)
+        x = x + self.embed_positions.weight[metadata.positions]
+        return x.to(features.dtype)
 
     @staticmethod
     def embeddings(frames: Lengths) -> list[int]:

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Matrix products in float32, where the CPU has none in the encoder's dtype.
+
+An x86 CPU without AVX512_BF16 multiplies bfloat16 four to five times slower than
+float32: oneDNN takes each pair of numbers apart in software. The products are the same
+to the rounding of their result, because both dtypes add up in float32.
+"""
+
+import platform
+
+import torch
+import torch.nn as nn
+from vllm.logger import init_logger
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.platforms import current_platform
+
+logger = init_logger(__name__)
+
+INSTRUCTIONS = {torch.bfloat16: "avx512_bf16", torch.float16: "avx512_fp16"}
+"""Which of `torch.cpu.get_capabilities()` multiplies a dtype. AMX never comes alone."""
+
+
+def needs_upcast(dtype: torch.dtype) -> bool:
+    """Whether matrix products of this dtype are faster in float32.
+
+    It is known of x86 CPUs only; elsewhere what vLLM does stays.
+    """
+    if not current_platform.is_cpu() or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    instructions = INSTRUCTIONS.get(dtype)
+    return bool(instructions) and not torch.cpu.get_capabilities().get(instructions)
+
+
+class UpcastLinearMethod(UnquantizedLinearMethod):
+    """Weights kept in float32; inputs and results in the dtype of the layer.
+
+    The weights take twice the memory that they would take in a dtype of 16 bits.
+    """
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        dtype = layer.weight.dtype
+        layer.weight.data = layer.weight.data.float()
+        super().process_weights_after_loading(layer)
+        if not layer.weight.numel():  # it has been packed
+            layer.weight.data = layer.weight.data.to(dtype)
+        product = layer.cpu_linear
+
+        def upcast(
+            x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        ) -> torch.Tensor:
+            bias = bias if bias is None else bias.float()
+            return product(x.float(), weight, bias).to(dtype)
+
+        layer.cpu_linear = upcast
+
+
+class _UpcastConv(nn.modules.conv._ConvNd):
+    def _conv_forward(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        bias = bias if bias is None else bias.float()
+        convolved = super()._conv_forward(x.float(), weight.float(), bias)
+        return convolved.to(x.dtype)
+
+
+class UpcastConv1d(_UpcastConv, nn.Conv1d):
+    """[N, C_in, L] -> [N, C_out, L_out], of the input's dtype."""
+
+
+class UpcastConv2d(_UpcastConv, nn.Conv2d):
+    """[N, C_in, H, W] -> [N, C_out, H_out, W_out], of the input's dtype."""
+
+
+CONVOLUTIONS = {nn.Conv1d: UpcastConv1d, nn.Conv2d: UpcastConv2d}
+
+
+def upcast_for(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Returns x of any shape in the dtype that `layer` multiplies in.
+
+    For what stands between two products: it is not rounded there and back.
+    """
+    method = getattr(layer, "quant_method", None)
+    upcast = isinstance(layer, _UpcastConv) or isinstance(method, UpcastLinearMethod)
+    return x.float() if upcast else x
+
+
+def use_upcast(root: nn.Module) -> None:
+    """Multiply in float32 in all layers below `root` that gain by it, in place.
+
+    Quantised layers stay as they are, and subclasses. Call it before vLLM processes the
+    weights.
+    """
+    for module in root.modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, torch.Tensor) or not needs_upcast(weight.dtype):
+            continue
+        unquantised = (
+            isinstance(module, LinearBase)
+            and type(module.quant_method) is UnquantizedLinearMethod
+        )
+        if unquantised:
+            module.quant_method.__class__ = UpcastLinearMethod
+        elif (upcast := CONVOLUTIONS.get(type(module))) is not None:
+            module.__class__ = upcast
+        else:
+            continue
+        logger.info_once(
+            "The encoder multiplies in float32, because this CPU has no instructions "
+            "for %s. Its weights take twice the memory.",
+            weight.dtype,
+        )
