@@ -101,12 +101,9 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> int:
         del truth
         gc.collect()
         providers = _providers(case, checkpoint, args.dtype)
-        native = providers[0]
-        if not case.stock_is_native:
-            config = native.vllm_config
-            native = _provider(case, FLOOR, case.ours, config, args.dtype)
+        native = _native(case, checkpoint, args.dtype)
         for size in args.sizes:
-            item = towers.inputs(case, native.tower, size)  # of another dtype
+            item = towers.inputs(case, providers[0].tower, size)  # of another dtype
             checked = _check(providers, truths[size], item, size)
             red += [row for row in checked if not row["equal"]]
             if not red:
@@ -218,6 +215,21 @@ def _providers(case: Case, checkpoint: Path, dtype: str) -> list[Provider]:
     if case.stock_compiles:
         found.insert(2, _provider(case, COMPILED, case.stock, on, dtype))
     return found
+
+
+def _native(case: Case, checkpoint: Path, dtype: str) -> Provider:
+    """Builds an eager encoder of vLLM's layers, whose products are the floor's.
+
+    They are in float32 if the CPU multiplies that faster than `dtype`.
+    """
+    import torch
+
+    from vllm_mmc.layers.upcast import needs_upcast
+
+    product_dtype = "float32" if needs_upcast(getattr(torch, dtype)) else dtype
+    config = _config(case, checkpoint, product_dtype, mode=0, compile_mm_encoder=False)
+    target = case.stock if case.stock_is_native else case.ours
+    return _provider(case, FLOOR, target, config, dtype)
 
 
 # ---------------------------------------------------------------- are they equal?
@@ -393,11 +405,13 @@ def _time(
     """Lets the providers and the floor's shapes take turns; returns a row for each.
 
     Args:
-        native: an eager encoder of vLLM's layers, whose products are the floor's.
+        native: whose products are the floor's.
     """
     import towers
 
-    floor = _floor(native.tower, lambda: native(inputs))
+    size = checked[0]["size"]
+    native_inputs = towers.inputs(native.case, native.tower, size)
+    floor = _floor(native.tower, lambda: native(native_inputs))
 
     def all_of(calls: list[Callable[[], Any]]) -> None:
         for call in calls:
@@ -425,7 +439,6 @@ def _time(
     rounds = len(times[EAGER])
 
     found = {row["provider"]: row for row in checked}
-    size = checked[0]["size"]
     spreads = {name: harness.spread(values) for name, values in times.items()}
     floor_ms = 1000 * floor.seconds({s: spreads[s]["median"] for s in floor.products})
     rows = []
