@@ -308,7 +308,7 @@ def end_to_end(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 AUDIO = {
     "whisper": Whisper(),
-    "ultravox": Ultravox(),
+    "ultravox": Ultravox(by_default=False),
     "voxtral": Voxtral(by_default=False),
     "kimi_audio": KimiAudio(by_default=False),
     "moss_transcribe_diarize": Moss(by_default=False),
