@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Which class MiniCPM-o's version asks for; its audio is in test_audio.py."""
+"""Versions of MiniCPM-o; the audio of 2.6 is in test_audio.py."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from vllm_mmc.compilation.counters import counters
 from vllm_mmc.models import minicpmo
+from vllm_mmc.testing.checkpoints import FAMILIES, tiny_minicpmo
+from vllm_mmc.testing.engine import (
+    embed_inputs,
+    load_model,
+    stock_class,
+    tower_context,
+)
+from vllm_mmc.testing.parity import assert_close
 
 
 def build(**config: Any) -> Any:
@@ -24,3 +35,29 @@ def test_the_version_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [build(version="2.6"), build(version=4.5), build()] == ["2.6", "4.5", "2.6"]
     with pytest.raises(ValueError, match=r"only supports versions 2.6, 4.5"):
         build(version="3.0")
+
+
+@pytest.mark.slow  # the encoder is that of 2.6, which test_audio.py holds to stock
+def test_version_4_5(tmp_path: Path) -> None:
+    """Another text model; of five tokens, not of two, one embedding."""
+    family = FAMILIES["minicpmo"]
+    checkpoint = tiny_minicpmo(tmp_path, version="4.5")
+    clips = [family.request([seconds]) for seconds in (0.3, 12.5, 3.0, 29.0)]
+    args = {"max_num_batched_tokens": 8192, **family.engine_args}
+    stock = stock_class("MiniCPMO")
+    with torch.inference_mode():
+        with tower_context(checkpoint, **stock, **args) as config:
+            model = load_model(config)
+            # Alone: beside a longer clip stock's have other values.
+            inputs = [embed_inputs(config, [clip]) for clip in clips]
+            expected = [model.embed_multimodal(**alone)[0] for alone in inputs]
+        with (
+            counters.expect(structures=1, graphs=1, followers=3, recompiles=0),
+            tower_context(checkpoint, compile_mm_encoder=True, **args) as config,
+        ):
+            model = load_model(config)
+            found = model.embed_multimodal(**embed_inputs(config, clips))
+    assert type(model) is minicpmo.CompiledMiniCPMO4_5
+    assert [len(clip) for clip in expected] == [3, 125, 30, 290]
+    for clip, reference in zip(found, expected, strict=True):
+        assert_close(f"{len(clip)} embeddings", clip, reference, ratio=2e-5)

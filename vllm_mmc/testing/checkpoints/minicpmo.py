@@ -53,6 +53,9 @@ VISION_HIDDEN = 64
 POSITIONS = 1500  # of 30 s of speech, as published
 QUERIES = 64  # tokens of a picture
 
+# Version -> the text model, and how many tokens become an embedding.
+VERSIONS = {"2.6": ("Qwen2", 2), "4.5": ("Qwen3", 5)}
+
 # Hugging Face's prefixes -> those of openbmb/MiniCPM-o-2_6.
 PUBLISHED_AUDIO = {"": "apm."}
 PUBLISHED_TEXT = {"": "llm."}
@@ -74,15 +77,15 @@ CONFIG_MODULE = "configuration_minicpm"
 CONFIG_CODE = '''\
 """Stands in for the config class that is published with MiniCPM-o."""
 
-from transformers import Qwen2Config, SiglipVisionConfig, WhisperConfig
+from transformers import {text}Config, SiglipVisionConfig, WhisperConfig
 
 
-class MiniCPMOConfig(Qwen2Config):
+class MiniCPMOConfig({text}Config):
     model_type = "minicpmo"
 
     def __init__(self, vision_config=None, audio_config=None, **kwargs):
-        self.vision_config = SiglipVisionConfig(**(vision_config or {}))
-        self.audio_config = WhisperConfig(**(audio_config or {}))
+        self.vision_config = SiglipVisionConfig(**(vision_config or {{}}))
+        self.audio_config = WhisperConfig(**(audio_config or {{}}))
         super().__init__(**kwargs)
 '''
 PROCESSOR_MODULE = "processing_minicpmo"
@@ -96,11 +99,13 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 
 class MiniCPMVImageProcessor(BaseImageProcessor):
-    def __init__(self, max_slice_nums=9, image_feature_size=64, **kwargs):
+    def __init__(
+        self, max_slice_nums=9, image_feature_size=64, version=2.6, **kwargs
+    ):
         super().__init__(**kwargs)
         self.max_slice_nums = max_slice_nums
         self.image_feature_size = image_feature_size
-        self.version = 2.6
+        self.version = version
 
     def get_sliced_grid(self, image_size, max_slice_nums, nerver_split=False):
         return None
@@ -121,8 +126,9 @@ def tiny_minicpmo(
     depth: int = 4,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    version: str = "2.6",
 ) -> Path:
-    """Writes a tiny MiniCPM-o 2.6 checkpoint: two text layers, 80 mel bins.
+    """Writes a tiny MiniCPM-o checkpoint: two text layers, 80 mel bins.
 
     As published, the classes of the config and of the image processor are Python files
     of the checkpoint, so an engine needs `trust_remote_code`. Here those files are
@@ -136,33 +142,35 @@ def tiny_minicpmo(
         depth: audio encoder layers, at least 1.
         seed: same seed (and same arguments and libraries), same bytes.
         dtype: of the weights, and the `dtype` of the config.
+        version: "2.6", or "4.5": another text model, and five tokens to an embedding.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: if depth < 1.
+        ValueError: if depth < 1, or there is no such version.
     """
-    from transformers import (
-        Qwen2ForCausalLM,
-        SiglipVisionModel,
-        WhisperFeatureExtractor,
-    )
+    import transformers
+    from transformers import SiglipVisionModel, WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
     check_depth(depth)
+    if version not in VERSIONS:
+        raise ValueError(f"version must be one of {list(VERSIONS)}, found {version!r}")
+    text, _ = VERSIONS[version]
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    (path / f"{CONFIG_MODULE}.py").write_text(CONFIG_CODE)
+    (path / f"{CONFIG_MODULE}.py").write_text(CONFIG_CODE.format(text=text))
     (path / f"{PROCESSOR_MODULE}.py").write_text(PROCESSOR_CODE)
     vocab = byte_level_vocab(SPECIAL_TOKENS)
-    config = _config(path, vocab, depth, dtype)
+    config = _config(path, vocab, depth, dtype, version)
+    text_model = getattr(transformers, f"{text}ForCausalLM")
     vision_shapes = parameter_shapes(
         SiglipVisionModel, config.vision_config, PUBLISHED_VISION
     )
     shapes = {
         **parameter_shapes(WhisperEncoder, config.audio_config, PUBLISHED_AUDIO),
-        **parameter_shapes(Qwen2ForCausalLM, config, PUBLISHED_TEXT),
+        **parameter_shapes(text_model, config, PUBLISHED_TEXT),
         # Published without the pooling head.
         **{k: v for k, v in vision_shapes.items() if not k.startswith("vpm.head.")},
         **_resampler_shapes(),
@@ -190,6 +198,7 @@ def tiny_minicpmo(
         auto_map={"AutoImageProcessor": f"{PROCESSOR_MODULE}.MiniCPMVImageProcessor"},
         max_slice_nums=9,
         image_feature_size=QUERIES,
+        version=float(version),
     )
     save_checkpoint(
         path,
@@ -242,7 +251,9 @@ def load_hf_minicpmo_encoder(
     return hf_encoder(WhisperEncoder, config, weights, dtype)
 
 
-def _config(path: Path, vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:
+def _config(
+    path: Path, vocab: dict[str, int], depth: int, dtype: torch.dtype, version: str
+) -> Any:
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     reference = f"{CONFIG_MODULE}.MiniCPMOConfig"
@@ -250,13 +261,14 @@ def _config(path: Path, vocab: dict[str, int], depth: int, dtype: torch.dtype) -
     return get_class_from_dynamic_module(reference, str(path))(
         architectures=["MiniCPMO"],
         auto_map={"AutoConfig": reference},
-        version="2.6",
+        version=version,
         vocab_size=VOCAB_SIZE,
         hidden_size=HIDDEN,
         intermediate_size=2 * HIDDEN,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=HIDDEN // 4,
         max_position_embeddings=32768,
         rope_theta=1e6,
         tie_word_embeddings=False,
@@ -267,7 +279,7 @@ def _config(path: Path, vocab: dict[str, int], depth: int, dtype: torch.dtype) -
         query_num=QUERIES,
         drop_vision_last_layer=False,
         audio_chunk_length=1.0,
-        audio_pool_step=2,
+        audio_pool_step=VERSIONS[version][1],
         vision_config={
             "hidden_size": VISION_HIDDEN,
             "intermediate_size": 2 * VISION_HIDDEN,
