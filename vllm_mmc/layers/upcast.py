@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Matrix products in float32, where the CPU has none in the encoder's dtype.
 
-An x86 CPU without AVX512_BF16 multiplies bfloat16 four to five times slower than
+An x86 CPU without AVX512_BF16 multiplies bfloat16 four to seven times slower than
 float32: oneDNN takes each pair of numbers apart in software. The products are the same
 to the rounding of their result, because both dtypes add up in float32.
 """
