@@ -4,6 +4,7 @@
 
 import json
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -59,6 +60,13 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+def _size(value: Any) -> int:
+    size = _json(value)
+    if not _is_size(size):
+        raise ValueError
+    return int(size)
+
+
 def _sizes(value: Any) -> tuple[int, ...]:
     sizes = _json(value)
     if not (isinstance(sizes, (list, tuple)) and all(map(_is_size, sizes))):
@@ -106,11 +114,28 @@ class Settings:
         (), _sizes, "a list of whole numbers above 0, for instance [1024, 4096]"
     )
     """Exact numbers of packed tokens that get graphs of their own."""
+    max_graphs: int = _setting(8, _size, "a whole number above 0")
+    """The most graphs that one structure gets, in each range of sizes. A call that none
+    of them is right for then runs eager, with one WARNING."""
     log_shapes_interval: float = _setting(
         -1.0, float, "a number of seconds, negative for never"
     )
     """Write the distribution of encoder input sizes to the log every so many seconds.
     `vllm-mmc profile` reads it."""
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> "Settings":
+        """The settings of an engine, resolved once for it.
+
+        Raises:
+            ValueError: As `resolve`.
+        """
+        found = _of_engine.get(id(vllm_config))
+        if found is None:
+            found = cls.resolve(vllm_config.additional_config)
+            _of_engine[id(vllm_config)] = found
+            weakref.finalize(vllm_config, _of_engine.pop, id(vllm_config), None)
+        return found
 
     @classmethod
     def resolve(
@@ -155,6 +180,9 @@ class Settings:
                     f"not {json.dumps(value, default=str)}"
                 ) from None
         return cls(**values)
+
+
+_of_engine: dict[int, Settings] = {}
 
 
 def variable(setting: str) -> str:

@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 
-from vllm_mmc.compilation import cache, regions
+from vllm_mmc.compilation import cache, shared_graph
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import support_torch_compile
 from vllm_mmc.testing.logs import warnings_of
@@ -45,7 +45,7 @@ def vllm_config() -> Iterator[VllmConfig]:
 
 def start_anew(scale: float, cls: type[nn.Module] = CompiledCached) -> nn.Module:
     """A region in a process that has compiled nothing yet, as far as we can tell."""
-    regions._structures.clear()
+    shared_graph._structures.clear()
     region = cls(scale)
     x = torch.randn(5, HIDDEN)
     with torch.inference_mode():
@@ -71,7 +71,7 @@ def test_a_second_start_loads() -> None:
     with counters.expect(graphs=0, artifact_loads=1, artifact_misses=0):
         start_anew(2.0)
     factors = json.loads((entry / cache.FACTORS).read_text())
-    assert {"vllm_mmc", "vllm", "torch", "structure", "signature"} <= factors.keys()
+    assert {"vllm_mmc", "vllm", "torch", "structure", "graph"} <= factors.keys()
 
 
 def test_another_structure_does_not() -> None:
@@ -228,7 +228,7 @@ def test_a_faster_process_keeps_its_entry(
     """Two processes that compile the same at once: the first one done is kept."""
     theirs = product.with_name("theirs")
     product.rename(theirs)
-    compile_it = regions.CompiledStructure._compile
+    compile_it = shared_graph.SharedGraph._compile
 
     def overtaken(*args: Any) -> Any:
         compiled = compile_it(*args)
@@ -236,7 +236,7 @@ def test_a_faster_process_keeps_its_entry(
         return compiled
 
     inode = (theirs / cache.ARTIFACT).stat().st_ino
-    monkeypatch.setattr(regions.CompiledStructure, "_compile", overtaken)
+    monkeypatch.setattr(shared_graph.SharedGraph, "_compile", overtaken)
     with counters.expect(graphs=1), warnings_of(cache) as logged:
         start_anew(1.0, CompiledProduct)
     assert logged == []

@@ -21,7 +21,8 @@ from vllm.config import (
 )
 from vllm.forward_context import set_forward_context
 
-from vllm_mmc.compilation import regions
+from vllm_mmc.compilation import shared_graph
+from vllm_mmc.compilation.compiler import Graph
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import (
     adopt,
@@ -473,7 +474,7 @@ def test_what_cannot_be_compiled_runs_eager(
     failure: str, vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cls, break_it, fix = FAILURES[failure]
-    with monkeypatch.context() as broken, warnings_of(regions) as logged:
+    with monkeypatch.context() as broken, warnings_of(shared_graph) as logged:
         if break_it is not None:
             break_it(broken)
         leaders = [cls(scale=73.0 + len(failure)) for _ in range(2)]
@@ -519,10 +520,16 @@ def test_a_bad_setting_is_an_error_that_names_it() -> None:
 # ---------------------------------------------------------------- parity_check
 
 
-def wrong_graph(self: Any, leader: nn.Module, *_: Any) -> Callable[..., Any]:
+def graph(run: Callable[..., Any]) -> tuple[Graph, None]:
+    """What compiling gives: a graph for all calls, and nothing to keep."""
+    return Graph(lambda f_locals: True, run), None
+
+
+def wrong_graph(self: Any, leader: nn.Module, *_: Any) -> tuple[Graph, None]:
     """What a graph of another structure would compute."""
     scale = leader.scale * 1.01
-    return lambda module, x, *_: torch.nn.functional.silu(x @ module.weight) * scale
+    silu = torch.nn.functional.silu
+    return graph(lambda module, x, *_: silu(x @ module.weight) * scale)
 
 
 @pytest.mark.parametrize(("parity_check", "checks"), [("first", 1), ("all", 3)])
@@ -542,18 +549,18 @@ def test_a_wrong_graph_is_found(
     parity_check: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In bfloat16 one percent is about one rounding: the wrong graph is further off.
-    monkeypatch.setattr(regions.CompiledStructure, "_compile", wrong_graph)
+    monkeypatch.setattr(shared_graph.SharedGraph, "_compile", wrong_graph)
     settings = {"vllm_mmc": {"parity_check": parity_check}}
     scale = 89.0 if dtype is torch.float32 else 97.0
     if dtype is torch.bfloat16:
         monkeypatch.setattr(
-            regions.CompiledStructure,
+            shared_graph.SharedGraph,
             "_compile",
-            lambda *_: lambda module, x, *_: x @ module.weight,
+            lambda *_: graph(lambda module, x, *_: x @ module.weight),
         )
     with (
         set_current_vllm_config(config(additional_config=settings)),
-        warnings_of(regions) as logged,
+        warnings_of(shared_graph) as logged,
         counters.expect(parity_checks=1, parity_failures=1, followers=2),
     ):
         for region in [CompiledRegion(scale=scale).to(dtype) for _ in range(3)]:
@@ -567,7 +574,7 @@ def test_without_a_check_nothing_is_compared(
     vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative of the tests above: the wrong graph is wrong."""
-    monkeypatch.setattr(regions.CompiledStructure, "_compile", wrong_graph)
+    monkeypatch.setattr(shared_graph.SharedGraph, "_compile", wrong_graph)
     region, x = CompiledRegion(scale=101.0), torch.randn(4, HIDDEN)
     with counters.expect(parity_checks=0):
         assert not torch.allclose(region(x), region.forward(x))

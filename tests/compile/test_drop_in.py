@@ -23,7 +23,7 @@ from vllm.forward_context import set_forward_context
 from vllm.sequence import IntermediateTensors
 
 from vllm_mmc.compilation import decorators as ours
-from vllm_mmc.compilation import regions
+from vllm_mmc.compilation import shared_graph
 
 
 @pytest.fixture(params=[stock, ours], ids=["stock", "ours"])
@@ -210,7 +210,7 @@ def test_set_model_tag(api: Any) -> None:
             pass
     check(module, (torch.randn(3, 2),), (torch.randn(4, 2),))
     if api is ours:
-        (structure,) = [s for s in regions.structures() if "Tagged" in s.spec.name]
+        (structure,) = [s for s in shared_graph.structures() if "Tagged" in s.spec.name]
         assert structure.spec.name == "tower.Tagged"
         assert structure.spec.is_encoder
 

@@ -103,7 +103,7 @@ def _started(
 
 def _report(model: Any) -> EncoderReport:
     from vllm_mmc.compilation.counters import counters
-    from vllm_mmc.compilation.regions import structures
+    from vllm_mmc.compilation.shared_graph import structures
 
     name = f"{type(model).__module__}:{type(model).__name__}"
     because = getattr(model, "encoder_eager_because", "")

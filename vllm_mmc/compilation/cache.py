@@ -3,8 +3,9 @@
 """The compile cache: one directory per key, and a key that misses nothing.
 
 vLLM's own artifact key is version, qualified name and line number. Ours covers the
-structure, the call signature, the configuration, the versions of all that takes
-part, and (checked on loading) the source of every traced file.
+structure, the number of the graph among those of its structure, the configuration, the
+versions of all that takes part, and (checked on loading) the source of every traced
+file. An artifact brings the guards that say which calls it is for.
 
 An entry is a directory that needs nothing else, and that is never changed once it
 has its name:
@@ -41,7 +42,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import vllm
@@ -56,10 +57,7 @@ from vllm.logger import init_logger
 import vllm_mmc
 from vllm_mmc.compat import inductor_headers
 from vllm_mmc.compilation import outside
-from vllm_mmc.compilation.structure import Structure, differences
-
-if TYPE_CHECKING:
-    from vllm_mmc.compilation.regions import RegionSpec
+from vllm_mmc.compilation.structure import differences
 
 logger = init_logger(__name__)
 
@@ -113,24 +111,29 @@ def sha256(data: bytes) -> str:
 
 
 def entry_for(
-    spec: "RegionSpec",
-    structure: Structure,
-    signature: tuple[Any, ...],
+    region: str,
+    factors: Mapping[str, str],
+    details: Mapping[str, Mapping[str, str]],
     vllm_config: VllmConfig,
+    *,
+    portable: bool,
 ) -> Entry:
+    """The entry of one graph.
+
+    Args:
+        region: The region's name.
+        factors: What the graph depends on beside the environment, by name.
+        details: Factor whose value is a digest -> what it was made of.
+        portable: Whether the factors mean the same in every process.
+    """
     environment = _environment(vllm_config)
-    factors = {
-        **environment.factors,
-        "region": repr(spec),
-        "structure": structure.digest,
-        "signature": repr(signature),
-    }
-    details = environment.details | {
-        "structure": {"description": repr(structure.description)}
-    }
-    enabled = structure.portable and not envs.VLLM_DISABLE_COMPILE_CACHE
-    # A tag (`set_model_tag`) may be any text; this is the name of a directory.
-    return Entry(re.sub(r"[^\w.]|^\.", "_", spec.name), factors, details, enabled)
+    return Entry(
+        # A tag (`set_model_tag`) may be any text; this is the name of a directory.
+        re.sub(r"[^\w.]|^\.", "_", region),
+        environment.factors | factors,
+        environment.details | details,
+        portable and not envs.VLLM_DISABLE_COMPILE_CACHE,
+    )
 
 
 def machine_factors() -> dict[str, str]:
@@ -290,7 +293,6 @@ def load(
                 loaded = torch.compiler.load_compiled_function(
                     file, f_globals=f_globals
                 )
-            loaded.disable_guard_check()
     except Exception as error:
         logger.warning(
             "Compiling again: %s cannot be loaded (%s: %s)",

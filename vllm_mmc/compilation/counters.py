@@ -20,7 +20,8 @@ class Counters:
     followers: int = 0
     """Instances that reuse a leader's compiled function."""
     graphs: int = 0
-    """Graphs compiled: one per structure and call signature."""
+    """Graphs compiled: one per structure, and one more where no graph's guards accept
+    a call."""
     recompiles: int = 0
     """Graphs compiled for a structure and size range that already had one."""
     artifact_loads: int = 0
@@ -29,6 +30,8 @@ class Counters:
     """Graphs that the compile cache was asked for and did not have."""
     fallbacks: int = 0
     """Graphs that could not be compiled; what they stand for runs eager."""
+    rescues: int = 0
+    """Graphs that raised an error where eager did not, and are not used again."""
     parity_checks: int = 0
     """Comparisons of compiled with eager (setting `parity_check`)."""
     parity_failures: int = 0

@@ -21,11 +21,8 @@ from vllm.forward_context import get_forward_context, is_forward_context_availab
 from vllm.logger import init_logger
 from vllm.sequence import IntermediateTensors
 
-from vllm_mmc.compilation.regions import (
-    RegionSpec,
-    ShapeInvariants,
-    compiled_structure,
-)
+from vllm_mmc.compilation.region import RegionSpec, ShapeInvariants
+from vllm_mmc.compilation.shared_graph import shared_graph
 from vllm_mmc.settings import Settings
 
 __all__ = [
@@ -129,7 +126,6 @@ def support_torch_compile(
                 name: list(_dims(d)) for name, d in (mark_unbacked_dims or {}).items()
             },
             is_encoder=is_encoder,
-            arguments=tuple(parameters)[1:],
             shape_invariants=shape_invariants,
         )
         return _compile_class(cls, spec, enable_if)
@@ -196,9 +192,9 @@ def _init_region(
         or _own_spec(type(module)) is None
         or not (enable_if is None or enable_if(vllm_config))
     )
-    module._mmc_compiled = None
+    module._mmc_shared_graph = None
     module._mmc_tag = backends.model_tag, backends.model_is_encoder
-    module._mmc_settings = Settings.resolve(vllm_config.additional_config)
+    Settings.of(vllm_config)  # a setting that is not allowed is an error here
 
 
 def _tagged(spec: RegionSpec, tag: str, is_encoder: bool) -> RegionSpec:
@@ -241,13 +237,13 @@ def _compile_class(cls: _C, spec: RegionSpec, enable_if: EnableIf | None) -> _C:
             return self.forward(*args, **kwargs)
         if is_forward_context_available() and get_forward_context().skip_compiled:
             return self.forward(*args, **kwargs)
-        compiled = self._mmc_compiled
-        if compiled is None:
+        shared = self._mmc_shared_graph
+        if shared is None:
             # At the first call, when weights are loaded and post-processed.
-            compiled = self._mmc_compiled = compiled_structure(
-                self, _tagged(spec, *self._mmc_tag)
+            shared = self._mmc_shared_graph = shared_graph(
+                self, _tagged(spec, *self._mmc_tag), self.vllm_config
             )
-        return compiled(self, args, kwargs)
+        return shared(self, (args, kwargs), self.vllm_config)
 
     setattr(cls, _SPEC, (spec, enable_if))
     if spec.shape_invariants is not None:

@@ -20,18 +20,23 @@ MARGIN = 16.0
 
 def compare(
     compiled: Callable[..., Any],
+    forward: Callable[..., Any],
     module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
 ) -> tuple[Any, Any, str | None]:
     """Run one call compiled and eager.
+
+    Args:
+        compiled: Takes `module`, then the arguments.
+        forward: The same, eager; takes the arguments.
 
     Returns:
         The compiled output, the eager one, and how they differ; None if they do not.
     """
+    args, kwargs = arguments
     with torch.no_grad():
-        eager = module.forward(*args, **kwargs)
-        nudged = module.forward(*tree_map(_nudge, args), **tree_map(_nudge, kwargs))
+        eager = forward(*args, **kwargs)
+        nudged = forward(*tree_map(_nudge, args), **tree_map(_nudge, kwargs))
         output = compiled(module, *args, **kwargs)
     return output, eager, next(_differences(output, eager, nudged), None)
 

@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """The structure of a region: all that decides its traced graph but tensor values.
 
-Compiled regions run without guards, so nothing at run time protects a follower
-from a graph that was traced on another module. This comparison does: two
+Compiled regions run without guards on the module, so nothing at run time protects a
+follower from a graph that was traced on another module. This comparison does: two
 instances share a compiled function only if their descriptions are equal.
 
 A description is a nested tuple of plain strings and numbers. It is independent of
@@ -16,7 +16,7 @@ import hashlib
 import inspect
 import logging
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -28,7 +28,7 @@ import torch.nn as nn
 IDENTITY_ATTRS = frozenset({"prefix", "layer_name"})
 """Attributes that name a module's place in the model. They differ between layers
 that are otherwise equal and are left out; a graph that reads one is never shared
-(see `vllm_mmc.compilation.regions`)."""
+(see `vllm_mmc.compilation.shared_graph`)."""
 
 # What nn.Module keeps for training and state dicts, and what the decorators keep.
 _BOOKKEEPING = frozenset(
@@ -47,8 +47,7 @@ _BOOKKEEPING = frozenset(
         "_forward_hooks_with_kwargs",
         "_forward_hooks_always_called",
         "_forward_pre_hooks_with_kwargs",
-        "_mmc_compiled",
-        "_mmc_settings",
+        "_mmc_shared_graph",
         "_mmc_tag",
         "encoder_shapes",
     }
@@ -78,14 +77,15 @@ class Structure:
     portable: bool
 
 
-def structure_of(module: nn.Module) -> Structure:
+def structure_of(module: nn.Module, ignored: Collection[str] = ()) -> Structure:
     """Describe `module`: classes, code, parameters, buffers and attributes.
 
     Args:
         module: A region instance with its weights loaded (loading may replace
             parameters and quantisation state).
+        ignored: Further attributes that are left out, as `IDENTITY_ATTRS` are.
     """
-    walker = _Walker()
+    walker = _Walker(frozenset(ignored) | IDENTITY_ATTRS)
     description = walker.module(module)
     digest = hashlib.sha256(repr(description).encode()).hexdigest()
     return Structure(digest, description, walker.portable)
@@ -105,8 +105,9 @@ def differences(
 
 
 class _Walker:
-    def __init__(self) -> None:
+    def __init__(self, ignored: frozenset[str] = IDENTITY_ATTRS) -> None:
         self.portable = True
+        self._ignored = ignored
         self._seen: dict[int, int] = {}
         self._alive: list[object] = []  # ids stay unique while we walk
 
@@ -138,7 +139,7 @@ class _Walker:
             # Hooks are kept under counters that no two modules share.
             (name, self.value(list(value.values()) if name in _HOOKS else value))
             for name, value in sorted(attributes.items())
-            if name not in skip and name not in IDENTITY_ATTRS
+            if name not in skip and name not in self._ignored
         )
 
     def value(self, obj: Any) -> Description:

@@ -28,9 +28,9 @@ from vllm.multimodal.parse import (
 from vllm.multimodal.processing import BaseProcessingInfo
 
 from vllm_mmc.attention.mm_encoder_attention import use_our_attention
+from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters, table
 from vllm_mmc.compilation.decorators import adopt, should_torch_compile_mm_encoder
-from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import EncoderShapes
 from vllm_mmc.layers.upcast import use_upcast
 from vllm_mmc.settings import Settings

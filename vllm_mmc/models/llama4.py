@@ -30,11 +30,11 @@ from vllm.model_executor.models.mllama4 import (
 )
 
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
+from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.layers.activation import gelu_
 from vllm_mmc.layers.rotary_embedding import apply_rotary_emb, cos_sin

@@ -22,11 +22,11 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.model_executor.models.utils import cast_overflow_tensors
 
+from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.models.interfaces import (
     CompiledEncoder,

@@ -40,11 +40,11 @@ from vllm_mmc.attention.packing import (
     places,
 )
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
+from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.compilation.regions import stock_compile_off
 from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.layers.activation import activate_, gelu_
 from vllm_mmc.layers.upcast import upcast_for

@@ -2,9 +2,10 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Compile regions with all of Dynamo's guards, to see what they would object to.
 
-In service the guards are dropped. A graph that is right for every size and every
-follower has guards that hold for every size and every follower, so with them in
-place, and an error on any recompilation, a test can fail where service would be wrong.
+In service the guards on the module are dropped. A graph that is right for every size
+and every follower has guards that hold for every size and every follower, so with them
+in place, and an error on any recompilation, a test can fail where service would be
+wrong.
 """
 
 from collections.abc import Generator
@@ -16,7 +17,10 @@ import torch
 import torch.nn as nn
 from vllm.config import VllmConfig
 
-from vllm_mmc.compilation import regions
+from vllm_mmc.compilation import compiler, shared_graph
+from vllm_mmc.compilation.arguments import Arguments, Signature
+from vllm_mmc.compilation.compiler import Graph
+from vllm_mmc.compilation.shared_graph import SharedGraph
 
 
 @contextmanager
@@ -30,32 +34,44 @@ def guarded_compilation(backend: str = "aot_eager") -> Generator[None, None, Non
     """
 
     def compile_guarded(
-        self: regions.CompiledStructure,
+        self: SharedGraph,
         leader: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        arguments: Arguments,
         vllm_config: VllmConfig,
-    ) -> regions.CompiledFn:
+    ) -> tuple[Graph, None]:
+        signature = Signature(type(leader).forward)
+        args, kwargs = compiler._marked(
+            self.spec,
+            signature,
+            arguments,
+            vllm_config.compilation_config,
+            unbacked=True,
+        )
         compiled = torch.compile(
-            regions._copy(type(leader).forward),
+            compiler._copy(type(leader).forward),
             fullgraph=True,
             dynamic=False,
             backend=backend,
         )
         with torch._dynamo.config.patch(error_on_recompile=False):
             compiled(leader, *args, **kwargs)
-        return compiled
 
-    def fall_back(
-        self: regions.CompiledStructure, leader: nn.Module, error: Exception
-    ) -> regions.CompiledFn:
-        raise error
+        def run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            with torch.inference_mode():
+                args, kwargs = self._canonical(signature, (args, kwargs))
+                return compiled(module, *args, **kwargs)
+
+        return Graph(lambda f_locals: True, run), None
+
+    def fail(self: SharedGraph, *args: Any) -> None:
+        raise next(arg for arg in args if isinstance(arg, Exception))
 
     with (
-        mock.patch.object(regions.CompiledStructure, "_compile", compile_guarded),
-        mock.patch.object(regions.CompiledStructure, "_fall_back", fall_back),
+        mock.patch.object(SharedGraph, "_compile", compile_guarded),
+        mock.patch.object(SharedGraph, "_fall_back", fail),
+        mock.patch.object(SharedGraph, "_drop", fail),
         mock.patch.dict("os.environ", VLLM_DISABLE_COMPILE_CACHE="1"),
-        mock.patch.dict(regions._structures, clear=True),
+        mock.patch.dict(shared_graph._structures, clear=True),
         torch.fx.experimental._config.patch(use_duck_shape=False),
         torch._dynamo.config.patch(error_on_recompile=True),
     ):

@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Compile each structure once: the leader compiles, followers reuse its graphs.
+
+The compiled function takes the module as its first argument and reads parameters
+from it at run time, so one function serves every module of equal structure.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch._dynamo.utils import compilation_time_metrics
+from vllm.compilation.counter import compilation_counter
+from vllm.config import CompilationMode, VllmConfig, set_current_vllm_config
+from vllm.logger import init_logger
+
+from vllm_mmc import metrics
+from vllm_mmc.compat import garbage, inductor_threads
+from vllm_mmc.compilation import cache, compiler, errors, outside, parity, shapes
+from vllm_mmc.compilation.arguments import Arguments, Signature, canonical, kind
+from vllm_mmc.compilation.compiler import CompiledFn, Graph, graph_of
+from vllm_mmc.compilation.counters import counters
+from vllm_mmc.compilation.region import RegionSpec
+from vllm_mmc.compilation.structure import IDENTITY_ATTRS, Structure, structure_of
+from vllm_mmc.settings import Settings
+
+logger = init_logger(__name__)
+
+
+class SharedGraph:
+    """The graphs of one structure, for all of its instances.
+
+    A call goes to the first graph whose guards accept the arguments. Where none does,
+    a further graph is compiled, up to the setting `max_graphs`; beyond it new kinds of
+    calls run eager.
+    """
+
+    def __init__(
+        self, spec: RegionSpec, structure: Structure, settings: Settings
+    ) -> None:
+        self.spec = spec
+        self.structure = structure
+        self.settings = settings
+        self.shareable = True
+        self.eager: str | None = None
+        """Why all of it runs eager, if it does."""
+        self.failure: str | None = None
+        """Why a graph of it could not be compiled, if one could not."""
+        self._graphs: dict[shapes.Range | None, list[Graph]] = {}
+        self._made: dict[shapes.Range | None, int] = {}
+        self._failed: set[Any] = set()
+        self._unbacked = True
+        self._signature: Signature | None = None
+        """Of `forward`, from the first call on."""
+        self._frame: Signature | None = None
+        """Of what is traced."""
+        self._compared: set[tuple[int, int]] = set()
+        self._scope: dict[str, Any] = {}
+        self._outside: dict[str, str] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of an encoder, made by copy or pickle, looks its graphs up again.
+        return _none, ()
+
+    def accepts_followers(self) -> bool:
+        """May another instance of this structure use these graphs now?"""
+        return self.shareable and not outside.changed(self._outside, self._scope)
+
+    def __call__(
+        self, module: nn.Module, arguments: Arguments, vllm_config: VllmConfig
+    ) -> Any:
+        """Run `module` on `arguments`, compiled where that is possible."""
+        args, kwargs = arguments
+        self.spec.check_invariants(args, kwargs)
+        bounds = shapes.current()
+        span = bounds and bounds.range
+        if self._frame is not None:
+            f_locals = self._frame.locals(module, arguments)
+            for accepts, run in self._graphs.get(span, ()):
+                if accepts(f_locals):
+                    if self.settings.parity_check == "all":
+                        return self._compared_with_eager(run, module, arguments, span)
+                    return self._run(run, module, arguments, span)
+        if self.eager is not None:
+            return self.spec.forward(module)(*args, **kwargs)
+        return self._call_unknown(module, arguments, vllm_config, span)
+
+    def _run(
+        self,
+        run: CompiledFn,
+        module: nn.Module,
+        arguments: Arguments,
+        span: shapes.Range | None,
+    ) -> Any:
+        args, kwargs = arguments
+        try:
+            return run(module, *args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # If eager raises too, it is the caller's error, and the graph is right.
+            output = self.spec.forward(module)(*args, **kwargs)
+            self._drop(run, error, arguments, span)
+            return output
+
+    def _drop(
+        self,
+        run: CompiledFn,
+        error: Exception,
+        arguments: Arguments,
+        span: shapes.Range | None,
+    ) -> None:
+        """A graph that raises where eager does not is never used again."""
+        graphs = self._graphs.get(span, [])
+        self._graphs[span] = [graph for graph in graphs if graph.run is not run]
+        counters.rescues += 1
+        if not self._stop_unbacked():
+            self._failed.add(self._failure_key(arguments, span))
+            self.failure = f"its graph raised when it ran. {errors.explain(error)}"
+        logger.warning(
+            "%s: a graph raised an error where eager does not, and is not used again: "
+            "%s: %s",
+            self.spec.name,
+            type(error).__name__,
+            error,
+        )
+        metrics.publish(asdict(counters))
+
+    def _stop_unbacked(self) -> bool:
+        """Whether there is another way to compile, which is then the way."""
+        # A survey guesses which dimensions can be 1; a decorator was told.
+        guessed = self.spec.surveyed and bool(self.spec.unbacked_dims)
+        possible, self._unbacked = guessed and self._unbacked, not guessed
+        return possible
+
+    # ------------------------------------------------------------ unknown calls
+
+    def _call_unknown(
+        self,
+        module: nn.Module,
+        arguments: Arguments,
+        vllm_config: VllmConfig,
+        span: shapes.Range | None,
+    ) -> Any:
+        if self._frame is None or self._signature is None:
+            self._signature = Signature(self.spec.forward(module).__func__)
+            self._frame = Signature(
+                self.spec.traced(module).__func__, follow_wrapped=False
+            )
+        for given in (arguments, self._canonical(self._signature, arguments)):
+            if (run := self._known(self._frame, module, given, span)) is not None:
+                if self.settings.parity_check == "all":
+                    return self._compared_with_eager(run, module, given, span)
+                return self._run(run, module, given, span)
+        with compiler.LOCK:
+            run = self._known(self._frame, module, given, span) or self._obtain(
+                self._signature, self._frame, module, given, vllm_config, span
+            )
+            metrics.publish(asdict(counters))
+        if run is None:
+            args, kwargs = arguments
+            return self.spec.forward(module)(*args, **kwargs)
+        return self._compared_with_eager(run, module, given, span)
+
+    def _canonical(self, signature: Signature, arguments: Arguments) -> Arguments:
+        views: dict[int, torch.Tensor] = {}
+
+        def tidy(path: str, leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            view = views.get(id(leaf))
+            if view is None:
+                dense = path in self.spec.contiguous
+                view = canonical(leaf.contiguous() if dense else leaf)
+                views[id(leaf)] = view
+            return view
+
+        return signature.map_leaves(tidy, arguments)
+
+    def _known(
+        self,
+        frame: Signature,
+        module: nn.Module,
+        arguments: Arguments,
+        span: shapes.Range | None,
+    ) -> CompiledFn | None:
+        f_locals = frame.locals(module, arguments)
+        # Graphs are compiled under inference mode. Of a tensor's dispatch keys these
+        # tell whether that mode was on, which changes no result.
+        with torch._C._ExcludeDispatchKeyGuard(_MODE_KEYS):
+            for accepts, run in self._graphs.get(span, ()):
+                if accepts(f_locals):
+                    return run
+        return None
+
+    def _obtain(
+        self,
+        signature: Signature,
+        frame: Signature,
+        module: nn.Module,
+        arguments: Arguments,
+        vllm_config: VllmConfig,
+        span: shapes.Range | None,
+    ) -> CompiledFn | None:
+        """Load or compile a graph for `arguments`; None if the call runs eager."""
+        failure_key = self._failure_key(arguments, span, signature)
+        if self.eager is not None or failure_key in self._failed:
+            return None
+        compiler.check_marks(self.spec, signature, arguments)
+        scope = self._scope = self.spec.traced(module).__func__.__globals__
+        graphs = self._graphs.setdefault(span, [])
+        for number in range(self._made.get(span, 0), self.settings.max_graphs):
+            entry = self._entry(span, number, vllm_config)
+            if cache.explain is not None:
+                cache.explain(entry, scope)
+                self._failed.add(failure_key)
+                return None
+            try:
+                graph = self._load_or_compile(
+                    entry, module, arguments, vllm_config, bool(graphs)
+                )
+            except Exception as error:
+                self._fall_back(error)
+                self._failed.add(failure_key)
+                return None
+            graphs.append(graph)
+            self._made[span] = number + 1
+            if (run := self._known(frame, module, arguments, span)) is not None:
+                return run
+        self.failure = (
+            f"it has {self.settings.max_graphs} graphs (setting max_graphs), and the "
+            "calls that none of them is for run eager"
+        )
+        logger.warning_once("%s: %s.", self.spec.name, self.failure)
+        return None
+
+    def _failure_key(
+        self,
+        arguments: Arguments,
+        span: shapes.Range | None,
+        signature: Signature | None = None,
+    ) -> Any:
+        signature = signature or self._signature
+        assert signature is not None
+        kinds = tuple(
+            (name, kind(value, name, self.spec.varying))
+            for name, value in signature.given(arguments).items()
+        )
+        return span, kinds
+
+    def _entry(
+        self, span: shapes.Range | None, number: int, vllm_config: VllmConfig
+    ) -> cache.Entry:
+        return cache.entry_for(
+            self.spec.name,
+            {
+                "region": repr(self.spec),
+                "structure": self.structure.digest,
+                "range": repr(span),
+                "graph": str(number),
+            },
+            {"structure": {"description": repr(self.structure.description)}},
+            vllm_config,
+            portable=self.structure.portable,
+        )
+
+    def _load_or_compile(
+        self,
+        entry: cache.Entry,
+        module: nn.Module,
+        arguments: Arguments,
+        vllm_config: VllmConfig,
+        has_others: bool,
+    ) -> Graph:
+        with (
+            # Guards remember the mode in which they are made or loaded.
+            torch.inference_mode(),
+            set_current_vllm_config(vllm_config),
+            cache.workplace(entry) as work_dir,
+            compiler.encoder_compilation_config(
+                vllm_config.compilation_config, work_dir
+            ),
+        ):
+            start = time.perf_counter()
+            loaded = cache.load(entry, work_dir, self._scope)
+            counters.load_seconds += time.perf_counter() - start
+            if loaded is not None:
+                counters.artifact_loads += 1
+                self._outside |= cache.outside_of(work_dir)
+                return graph_of(loaded)
+            counters.artifact_misses += entry.enabled
+            graph, saveable = self._compile_timed(module, arguments, vllm_config)
+            if self.shareable and saveable is not None:
+                cache.save(entry, saveable, work_dir, self._outside)
+            counters.recompiles += has_others
+            return graph
+
+    def _compile_timed(
+        self, module: nn.Module, arguments: Arguments, vllm_config: VllmConfig
+    ) -> tuple[Graph, Any]:
+        start, backend = time.perf_counter(), _seconds_of_backend()
+        with inductor_threads.more(), garbage.kept():
+            compiled = self._compile(module, arguments, vllm_config)
+        seconds = time.perf_counter() - start
+        backend = _seconds_of_backend() - backend
+        counters.graphs += 1
+        counters.dynamo_seconds += seconds - backend
+        counters.inductor_seconds += backend
+        config = vllm_config.compilation_config
+        if config.mode != CompilationMode.VLLM_COMPILE:
+            # vLLM's monitor counts and reports these seconds in its own mode only.
+            config.encoder_compilation_time += seconds
+        logger.info(
+            "[%s] compiled in %.2f s (structure %s)",
+            self.spec.name,
+            seconds,
+            self.structure.digest[:12],
+        )
+        return compiled
+
+    def _compile(
+        self, module: nn.Module, arguments: Arguments, vllm_config: VllmConfig
+    ) -> tuple[Graph, Any]:
+        while True:
+            try:
+                return compiler.compile_region(
+                    self.spec,
+                    module,
+                    arguments,
+                    vllm_config,
+                    self._note_guards,
+                    self._unbacked,
+                )
+            except Exception:
+                if not self._stop_unbacked():
+                    raise
+
+    def _note_guards(self, guards: Sequence[Any]) -> None:
+        """What the graph takes for granted beside its arguments."""
+        self._outside |= outside.values(guards, self._scope)
+        names = {*IDENTITY_ATTRS, *self.spec.identity_attrs}
+        reads = re.compile(rf"\b({'|'.join(sorted(map(re.escape, names)))})\b")
+        if self.shareable and any(reads.search(g.name) for g in guards):
+            self.shareable = False
+            logger.warning_once(
+                "%s reads its own prefix or layer name in forward: each instance is "
+                "compiled by itself.",
+                self.spec.name,
+            )
+
+    def _fall_back(self, error: Exception) -> None:
+        if self.settings.on_error == "raise":
+            raise error
+        # For this kind of call only: another one may have nothing wrong with it.
+        counters.fallbacks += 1
+        self.failure = f"it cannot be compiled. {errors.explain(error)}"
+        logger.warning("%s runs eager: %s", self.spec.name, self.failure)
+
+    # ------------------------------------------------------------ parity
+
+    def _compared_with_eager(
+        self,
+        run: CompiledFn,
+        module: nn.Module,
+        arguments: Arguments,
+        span: shapes.Range | None,
+    ) -> Any:
+        """Run the graph, and check its first results as `parity_check` says."""
+        key = id(module), id(run)
+        if self.settings.parity_check == "off" or key in self._compared:
+            return self._run(run, module, arguments, span)
+        self._compared.add(key)
+        counters.parity_checks += 1
+        eager = self.spec.forward(module)
+        output, expected, difference = parity.compare(run, eager, module, arguments)
+        if difference is None:
+            return output
+        counters.parity_failures += self.eager is None
+        if self.eager is None:
+            self.eager = f"compiled and eager differ: {difference}"
+            logger.error("%s runs eager from now on: %s", self.spec.name, self.eager)
+        self._graphs.clear()
+        metrics.publish(asdict(counters))
+        return expected
+
+
+_MODE_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+for _key in ("AutogradCPU", "AutogradCUDA", "AutogradXPU", "AutogradOther"):
+    _MODE_KEYS = _MODE_KEYS.add(getattr(torch._C.DispatchKey, _key))
+
+
+def _none() -> None:
+    return None
+
+
+def _seconds_of_backend() -> float:
+    return sum(compilation_time_metrics.get("create_aot_dispatcher_function", ()))
+
+
+_structures: dict[tuple[Any, ...], SharedGraph] = {}
+_structures_lock = threading.Lock()
+
+
+def shared_graph(
+    module: nn.Module, spec: RegionSpec, vllm_config: VllmConfig
+) -> SharedGraph:
+    """The shared graph of the structure of `module`, made if `module` is the leader.
+
+    Structures are shared through the whole process: engines of equal configuration
+    share them too.
+    """
+    structure = structure_of(module, ignored=spec.identity_attrs)
+    key = (spec.name, structure.digest, cache.environment_digest(vllm_config))
+    with _structures_lock:
+        found = _structures.get(key)
+        if found is not None and found.accepts_followers():
+            counters.followers += 1
+            return found
+        counters.structures += 1
+        compilation_counter.num_models_seen += 1
+        made = SharedGraph(spec, structure, Settings.of(vllm_config))
+        if found is None or found.shareable:
+            _structures[key] = made
+        return made
+
+
+def structures() -> list[SharedGraph]:
+    """All that this process has met, in that order."""
+    return list(_structures.values())
