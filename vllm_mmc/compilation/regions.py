@@ -37,9 +37,10 @@ from vllm.sequence import IntermediateTensors
 
 from vllm_mmc import metrics
 from vllm_mmc.compat import garbage, inductor_threads
-from vllm_mmc.compilation import cache, errors, outside, parity, shapes
+from vllm_mmc.compilation import cache, errors, outside, parity
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.structure import IDENTITY_ATTRS, Structure, structure_of
+from vllm_mmc.sizes import buckets as shapes
 
 logger = init_logger(__name__)
 

@@ -16,8 +16,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import torch
 import torch.nn as nn
 
-from vllm_mmc.compilation.shape_log import shape_log
 from vllm_mmc.settings import Settings
+from vllm_mmc.sizes.log import shape_log
 
 Range = tuple[int, int]
 """First and last number of packed tokens, both included."""

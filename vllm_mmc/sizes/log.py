@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from vllm.logger import init_logger
 
-from vllm_mmc.compilation import histogram
+from vllm_mmc.sizes import histogram
 
 logger = init_logger(__name__)
 
