@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_mmc.testing.engine import (
+from vllm_mmc.demo.engine import (
     ENGINE_ENVIRONMENT,
     default_engine_args,
     end_process_group,
@@ -35,10 +35,10 @@ class Probe:
 
     Attributes:
         checkpoint: directory of a tiny checkpoint; written first if it is not there.
-        family: of the checkpoint, one of `checkpoints.FAMILIES`.
+        family: of the checkpoint, one of `vllm_mmc.demo.offered()`.
         depth: blocks of the checkpoint's encoder.
         engine_args: beside `default_engine_args` and the family's.
-        prompts: one request each: its items, as in `checkpoints.Family.samples`.
+        prompts: one request each: its items, as in `families.Family.samples`.
         timed_runs: encoder calls to time, on the largest input among the requests.
     """
 
@@ -92,7 +92,7 @@ class Run:
         (directory / "probe.json").write_text(json.dumps(asdict(probe)))
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vllm_mmc.testing.probe", str(directory)],
+                [sys.executable, "-m", "vllm_mmc.demo.probe", str(directory)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -131,9 +131,9 @@ def _answer(probe: Probe) -> Findings:
     import torch
     from vllm import LLM, PoolingParams, SamplingParams
 
-    from vllm_mmc.testing.checkpoints import FAMILIES
+    from vllm_mmc.demo import families
 
-    family = FAMILIES[probe.family]
+    family = families.family(probe.family)
     if not Path(probe.checkpoint).exists():
         family.write(probe.checkpoint, depth=probe.depth)
     started = time.monotonic()

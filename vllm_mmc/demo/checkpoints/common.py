@@ -2,9 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """What the builders of all families share: vocabulary, weights, saving, loading."""
 
-import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,35 +151,3 @@ def save_checkpoint(
         part.save_pretrained(path)
     save_file(dict(sorted(weights.items())), path / name, {"format": "pt"})
     return path
-
-
-def save_preprocessor_config(path: Path, processor: Any) -> None:
-    """Writes preprocessor_config.json, one for audio and images, as published."""
-    parts = [processor.feature_extractor, processor.image_processor]
-    settings = {key: value for part in parts for key, value in part.to_dict().items()}
-    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    (path / "preprocessor_config.json").write_text(text)
-
-
-def read_weights(path: Path | str, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Returns the checkpoint's tensors under `prefix`, with the prefix taken off."""
-    from safetensors.torch import load_file
-
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in load_file(Path(path) / WEIGHTS_FILE).items()
-        if name.startswith(prefix)
-    }
-
-
-def hf_encoder(
-    encoder_class: Callable[[Any], nn.Module],
-    config: Any,
-    weights: Mapping[str, torch.Tensor],
-    dtype: torch.dtype,
-) -> nn.Module:
-    """Returns `encoder_class(config)` with exactly these weights, to compare with."""
-    config._attn_implementation = "sdpa"
-    encoder = encoder_class(config)
-    encoder.load_state_dict(weights, strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)

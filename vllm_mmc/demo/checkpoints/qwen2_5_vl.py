@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""A tiny Qwen2.5-VL checkpoint, and Hugging Face's vision tower with its weights."""
+"""A tiny Qwen2.5-VL checkpoint."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vllm_mmc.testing.checkpoints.common import (
+from vllm_mmc.demo.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
     check_depth,
-    hf_encoder,
     parameter_shapes,
     qwen_generation_config,
     random_weights,
-    read_weights,
     save_checkpoint,
 )
 
@@ -141,31 +139,6 @@ def qwen2_5_vl_prompt(text: str, *, images: int = 0, videos: int = 0) -> str:
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         f"<|im_start|>user\n{media}{text}<|im_end|>\n<|im_start|>assistant\n"
     )
-
-
-def load_hf_vision_tower(
-    path: Path | str, *, dtype: torch.dtype = torch.float32
-) -> torch.nn.Module:
-    """Returns Hugging Face's Qwen2.5-VL vision tower with the checkpoint's weights.
-
-    Called as `tower(pixel_values, grid_thw).pooler_output` it gives the embeddings,
-    [tokens, out_hidden_size], that vLLM's tower gives.
-
-    Args:
-        path: a directory that `tiny_qwen2_5_vl` wrote.
-        dtype: parameters are converted to it.
-
-    Raises:
-        RuntimeError: if a parameter is missing or left over, or a shape differs.
-    """
-    from transformers import AutoConfig
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-        Qwen2_5_VisionTransformerPretrainedModel,
-    )
-
-    config = AutoConfig.from_pretrained(path).vision_config
-    weights = read_weights(path, "visual.")
-    return hf_encoder(Qwen2_5_VisionTransformerPretrainedModel, config, weights, dtype)
 
 
 def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from vllm_mmc.testing.checkpoints.common import (
+from mmc_testing.checkpoints.common import hf_encoder
+from vllm_mmc.demo.checkpoints.common import (
     NUM_BYTES,
     answer_in_visible_characters,
     check_depth,
-    hf_encoder,
     random_weights,
     rename,
     save_checkpoint,

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 SPEECH_RATE = 16000
 """Samples per second of the recording, and of what the models take."""
 
+INSTALL_SPEECH = "pip install --no-deps pyannote-audio==3.4.0"
+"""An extra cannot ask for it: its dependencies, another torch among them, must not come
+along."""
+
 
 def photograph() -> "Image":
     """Returns a photograph of Grace Hopper, RGB, 512 x 600 pixels.
@@ -20,8 +24,15 @@ def photograph() -> "Image":
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    from matplotlib import cbook
     from PIL import Image as PILImage
+
+    try:
+        from matplotlib import cbook
+    except ImportError as error:
+        raise ImportError(
+            "the photograph comes with matplotlib, which is not installed: "
+            "pip install 'vllm-mmc[demo]'"
+        ) from error
 
     path = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     return PILImage.open(path).convert("RGB")
@@ -68,7 +79,7 @@ def speech(seconds: float, *, rate: int = SPEECH_RATE) -> "np.ndarray[Any, Any]"
 
     The recording is 30 s long, at 16 kHz, and comes under the MIT licence with the
     wheel of pyannote.audio, of which nothing else is used:
-    `pip install --no-deps pyannote-audio`. Longer speech is the same again.
+    `INSTALL_SPEECH`. Longer speech is the same again.
 
     Args:
         seconds: more than 0.
@@ -89,7 +100,8 @@ def speech(seconds: float, *, rate: int = SPEECH_RATE) -> "np.ndarray[Any, Any]"
         wheel = distribution("pyannote-audio")
     except PackageNotFoundError as error:
         raise ImportError(
-            "the recorded voice is not here: pip install --no-deps pyannote-audio"
+            "the recorded voice comes with the wheel of pyannote.audio, which is not "
+            f"installed: {INSTALL_SPEECH}"
         ) from error
     path = str(wheel.locate_file("pyannote/audio/sample/sample.wav"))
     with wave.open(path) as recording:

@@ -4,7 +4,7 @@
 
 vLLM never uses its own compile backend (mode 3) on CPU, and its pass manager fails
 there: `FixFunctionalizationPass` looks up `_C.fused_add_rms_norm_static_fp8_quant`.
-`testing.engine.tower_context(mode=3)` puts this one in its place.
+`mmc_testing.engine.tower_context(mode=3)` puts this one in its place.
 """
 
 from torch import fx

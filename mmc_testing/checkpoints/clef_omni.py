@@ -8,12 +8,9 @@ from typing import Any
 
 import torch
 
-from vllm_mmc.testing.checkpoints.common import (
-    WEIGHTS_FILE,
-    random_weights,
-    read_weights,
-)
-from vllm_mmc.testing.checkpoints.qwen3_omni import HIDDEN, tiny_qwen3_omni
+from mmc_testing.checkpoints.common import read_weights
+from mmc_testing.checkpoints.qwen3_omni import HIDDEN, tiny_qwen3_omni
+from vllm_mmc.demo.checkpoints.common import WEIGHTS_FILE, random_weights
 
 HEAD = {
     "hidden_size": HIDDEN,

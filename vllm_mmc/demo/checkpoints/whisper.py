@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""A tiny Whisper checkpoint, and Hugging Face's encoder with its weights."""
+"""A tiny Whisper checkpoint."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vllm_mmc.testing.checkpoints.common import (
+from vllm_mmc.demo.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
     check_depth,
-    hf_encoder,
     parameter_shapes,
     random_weights,
-    read_weights,
     save_checkpoint,
 )
 
@@ -108,29 +106,6 @@ def whisper_prompt(text: str = "", *, audios: int = 1) -> str:
     if audios != 1:
         raise ValueError(f"audios must be 1, got {audios}")
     return f"<|startoftranscript|><|en|><|transcribe|><|notimestamps|>{text}"
-
-
-def load_hf_whisper_encoder(
-    path: Path | str, *, dtype: torch.dtype = torch.float32
-) -> torch.nn.Module:
-    """Returns Hugging Face's Whisper encoder with these weights.
-
-    Called with log-mel features [items, 80, 3000] it gives `.last_hidden_state` [items,
-    1500, hidden].
-
-    Args:
-        path: a directory that `tiny_whisper` wrote.
-        dtype: parameters are converted to it.
-
-    Raises:
-        RuntimeError: if a parameter is missing or left over, or a shape differs.
-    """
-    from transformers import AutoConfig
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    config = AutoConfig.from_pretrained(path)
-    weights = read_weights(path, "model.encoder.")
-    return hf_encoder(WhisperEncoder, config, weights, dtype)
 
 
 def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:

@@ -5,7 +5,6 @@
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,45 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from vllm_mmc.demo.engine import (
+    ENGINE_ENVIRONMENT,
+    default_engine_args,
+    end_process_group,
+)
+
 if TYPE_CHECKING:
     from torch import nn
     from vllm.config import VllmConfig
-
-MIB = 1 << 20
-
-# For processes that run an engine. One thread: the tiny models' operations are too
-# small to share, and threads that wait for each other cost five times as much.
-# V1_MULTIPROCESSING=0 keeps the engine in the calling process, which saves the import
-# of vLLM in two more processes; a server still has its engine in a child process.
-ENGINE_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-
-
-def default_engine_args(checkpoint: Path | str, **overrides: Any) -> dict[str, Any]:
-    """Returns keyword arguments for `vllm.LLM` or `EngineArgs`, small and float32.
-
-    Args:
-        checkpoint: directory of a tiny checkpoint.
-        overrides: further arguments, or other values for these.
-    """
-    return {
-        "model": str(checkpoint),
-        "dtype": "float32",
-        "max_model_len": 2048,
-        "max_num_seqs": 4,
-        "limit_mm_per_prompt": {"image": 2, "video": 1},
-        # In bytes: VLLM_CPU_KVCACHE_SPACE counts whole GiB. With an explicit size
-        # and enforce_eager the CPU worker skips its warm-up run.
-        "kv_cache_memory_bytes": 128 * MIB,
-        "disable_log_stats": True,
-        "seed": 0,
-    } | overrides
 
 
 def stock_class(architecture: str) -> dict[str, dict[str, str]]:
@@ -332,25 +301,6 @@ def vllm_serve(
             end_process_group(process)
 
 
-def end_process_group(
-    process: "subprocess.Popen[Any]", *, patience_s: float = 20
-) -> None:
-    """Ends a process that leads its own session, and everything it started.
-
-    Args:
-        process: started with `start_new_session=True`.
-        patience_s: seconds between the request to end and the kill.
-    """
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience_s)
-    # Children that outlived it, or all of them if it did not listen.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def _healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
@@ -385,7 +335,7 @@ def vllm_compile_on_cpu(vllm_config: "VllmConfig") -> Iterator[None]:
 
     vllm_config.compilation_config.mode = CompilationMode.VLLM_COMPILE
     vllm_config.compilation_config.compile_sizes = []
-    passes = "vllm_mmc.testing.cpu_passes.CpuPassManager"
+    passes = "mmc_testing.cpu_passes.CpuPassManager"
     with mock.patch.object(
         type(current_platform), "get_pass_manager_cls", classmethod(lambda _: passes)
     ):

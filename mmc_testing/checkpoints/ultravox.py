@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from vllm_mmc.testing.checkpoints.common import (
+from mmc_testing.checkpoints.common import hf_encoder, read_weights
+from vllm_mmc.demo.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
     check_depth,
-    hf_encoder,
     parameter_shapes,
     random_weights,
-    read_weights,
     save_checkpoint,
 )
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from vllm_mmc.testing.checkpoints.common import (
+from mmc_testing.checkpoints.common import hf_encoder, read_weights
+from vllm_mmc.demo.checkpoints.common import (
     NUM_BYTES,
     answer_in_visible_characters,
     check_depth,
-    hf_encoder,
     parameter_shapes,
     random_weights,
-    read_weights,
     save_checkpoint,
 )
 

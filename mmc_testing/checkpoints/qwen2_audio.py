@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""A tiny Audio Flamingo 3 checkpoint, and Hugging Face's encoder with its weights."""
+"""A tiny Qwen2-Audio checkpoint, and Hugging Face's encoder with its weights."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vllm_mmc.testing.checkpoints.common import (
+from mmc_testing.checkpoints.common import hf_encoder, read_weights
+from vllm_mmc.demo.checkpoints.common import (
     answer_in_visible_characters,
     byte_level_vocab,
     check_depth,
-    hf_encoder,
     parameter_shapes,
     qwen_generation_config,
     random_weights,
-    read_weights,
     save_checkpoint,
 )
 
@@ -23,7 +22,9 @@ SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
-    "<sound>",
+    "<|AUDIO|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
 )
 VOCAB_SIZE = 320
 
@@ -31,7 +32,7 @@ HIDDEN = 128  # of the text model; also the width of the audio embeddings
 AUDIO_HIDDEN = 128  # heads of 32, as in the text model
 POSITIONS = 1500  # of 30 s of speech, as published
 
-# Hugging Face's prefixes -> those of nvidia/audio-flamingo-3-hf.
+# Hugging Face's prefixes -> those of Qwen/Qwen2-Audio-7B-Instruct.
 PUBLISHED_PREFIXES = {
     "model.audio_tower.": "audio_tower.",
     "model.multi_modal_projector.": "multi_modal_projector.",
@@ -39,29 +40,15 @@ PUBLISHED_PREFIXES = {
     "lm_head.": "language_model.lm_head.",
 }
 
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}"
-    "{% for content in message['content'] %}"
-    "{% if content['type'] == 'audio' %}<sound>{% endif %}{% endfor %}"
-    "{% for content in message['content'] %}"
-    "{% if content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
-
-def tiny_audioflamingo3(
+def tiny_qwen2_audio(
     path: Path | str,
     *,
     depth: int = 4,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes a tiny Audio Flamingo 3 checkpoint: two text layers, 128 mel bins.
+    """Writes a tiny Qwen2-Audio checkpoint directory: two text layers, 128 mel bins.
 
     Args:
         path: the directory; an older checkpoint there is written over.
@@ -75,16 +62,14 @@ def tiny_audioflamingo3(
     Raises:
         ValueError: if depth < 1.
     """
-    from transformers.models.audioflamingo3 import (
-        AudioFlamingo3ForConditionalGeneration,
-    )
+    from transformers.models.qwen2_audio import Qwen2AudioForConditionalGeneration
     from transformers.models.whisper.modeling_whisper import sinusoids
 
     check_depth(depth)
     vocab = byte_level_vocab(SPECIAL_TOKENS)
     config = _config(vocab, depth, dtype)
     shapes = parameter_shapes(
-        AudioFlamingo3ForConditionalGeneration, config, renames=PUBLISHED_PREFIXES
+        Qwen2AudioForConditionalGeneration, config, renames=PUBLISHED_PREFIXES
     )
     weights = random_weights(shapes, seed=seed, dtype=dtype)
     weights["audio_tower.embed_positions.weight"] = sinusoids(
@@ -108,55 +93,56 @@ def tiny_audioflamingo3(
     )
 
 
-def audioflamingo3_prompt(text: str = "", *, audios: int = 1) -> str:
-    """Returns what the chat template makes of one user turn: audio, then text.
+def qwen2_audio_prompt(text: str = "", *, audios: int = 1) -> str:
+    """Returns what the chat template makes of one user turn: audios, then text.
 
     Args:
         text: the user's words.
-        audios: Audio Flamingo 3 hears one at a time.
+        audios: audio placeholders.
     """
-    if audios != 1:
-        raise ValueError(f"audios must be 1, got {audios}")
+    placeholders = "".join(
+        f"Audio {i + 1}: <|audio_bos|><|AUDIO|><|audio_eos|>\n" for i in range(audios)
+    )
     return (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n<sound>{text}<|im_end|>\n<|im_start|>assistant\n"
+        f"<|im_start|>user\n{placeholders}{text}<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
-def load_hf_audioflamingo3_encoder(
+def load_hf_qwen2_audio_encoder(
     path: Path | str, *, dtype: torch.dtype = torch.float32
 ) -> torch.nn.Module:
-    """Returns Hugging Face's Audio Flamingo 3 encoder with these weights, no projector.
+    """Returns Hugging Face's Qwen2-Audio encoder with these weights, no projector.
 
-    Called with log-mel features [windows, 128, 3000] and their mask [windows, 3000] it
-    gives `.last_hidden_state` [windows, 750, hidden].
+    Called with log-mel features [items, 128, 3000] and a mask to add to the attention
+    [items, 1, 1500, 1500] it gives `.last_hidden_state` [items, 750, hidden].
 
     Args:
-        path: a directory that `tiny_audioflamingo3` wrote.
+        path: a directory that `tiny_qwen2_audio` wrote.
         dtype: parameters are converted to it.
 
     Raises:
         RuntimeError: if a parameter is missing or left over, or a shape differs.
     """
     from transformers import AutoConfig
-    from transformers.models.audioflamingo3 import AudioFlamingo3Encoder
+    from transformers.models.qwen2_audio import Qwen2AudioEncoder
 
     config = AutoConfig.from_pretrained(path).audio_config
     weights = read_weights(path, "audio_tower.")
-    return hf_encoder(AudioFlamingo3Encoder, config, weights, dtype)
+    return hf_encoder(Qwen2AudioEncoder, config, weights, dtype)
 
 
 def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:
-    from transformers.models.audioflamingo3 import AudioFlamingo3Config
+    from transformers.models.qwen2_audio import Qwen2AudioConfig
 
-    return AudioFlamingo3Config(
-        architectures=["AudioFlamingo3ForConditionalGeneration"],
+    return Qwen2AudioConfig(
+        architectures=["Qwen2AudioForConditionalGeneration"],
         audio_config={
             "num_mel_bins": 128,
-            "num_hidden_layers": depth,
-            "num_attention_heads": 4,
-            "intermediate_size": 4 * AUDIO_HIDDEN,
-            "hidden_size": AUDIO_HIDDEN,
+            "encoder_layers": depth,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 4 * AUDIO_HIDDEN,
+            "d_model": AUDIO_HIDDEN,
             "max_source_positions": POSITIONS,
         },
         text_config={
@@ -165,21 +151,21 @@ def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:
             "intermediate_size": 2 * HIDDEN,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 32768,
-            "rope_theta": 1e6,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
             "tie_word_embeddings": False,
             "eos_token_id": vocab["<|im_end|>"],
             "pad_token_id": vocab["<|endoftext|>"],
         },
-        audio_token_id=vocab["<sound>"],
+        audio_token_index=vocab["<|AUDIO|>"],
         dtype=dtype,
     )
 
 
 def _processor(vocab: dict[str, int]) -> Any:
     from transformers import Qwen2Tokenizer, WhisperFeatureExtractor
-    from transformers.models.audioflamingo3 import AudioFlamingo3Processor
+    from transformers.models.qwen2_audio import Qwen2AudioProcessor
 
     tokenizer = Qwen2Tokenizer(
         vocab=vocab,
@@ -189,10 +175,10 @@ def _processor(vocab: dict[str, int]) -> Any:
         model_max_length=8192,
     )
     tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
-    return AudioFlamingo3Processor(
+    # Without a chat template it takes its own, which is the published one.
+    return Qwen2AudioProcessor(
         feature_extractor=WhisperFeatureExtractor(
             feature_size=128, return_attention_mask=True
         ),
         tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATE,
     )
