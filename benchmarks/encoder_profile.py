@@ -59,7 +59,7 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> None:
     import towers
     from torch._inductor import config as inductor
 
-    from vllm_mmc.testing.engine import tower_context
+    from mmc_testing.engine import tower_context
 
     environment = harness.environment()
     checkpoint = case.checkpoint(

@@ -27,6 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """vLLM's caches for the whole session; tests of a cold start take another."""
     if path := config.getoption("--record"):
         config.pluginmanager.register(Record(path))
+    # Child processes import from this checkout too, wherever it is installed from.
+    root, path = str(config.rootpath), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
     cache = tempfile.mkdtemp(prefix="vllm_mmc-tests-")
     os.environ["VLLM_CACHE_ROOT"] = cache
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -85,7 +88,7 @@ def _checkpoint(family: str) -> Any:
     @pytest.fixture(scope="session", name=family)
     def write(tmp_path_factory: pytest.TempPathFactory) -> Path:
         """A tiny checkpoint, of four blocks."""
-        from vllm_mmc.testing.checkpoints import FAMILIES
+        from mmc_testing.checkpoints import FAMILIES
 
         path: Path = FAMILIES[family].write(tmp_path_factory.mktemp(family), depth=4)
         return path

@@ -14,12 +14,12 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.attention import mm_encoder_attention as stock
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from mmc_testing.logs import warnings_of
 from vllm_mmc.attention import cpu_kernel, mm_encoder_attention
 from vllm_mmc.attention.mm_encoder_attention import (
     MMEncoderAttention,
     use_our_attention,
 )
-from vllm_mmc.testing.logs import warnings_of
 
 HEADS, KV_HEADS, SIZE = 4, 2, 72
 LENGTHS = [30, 0, 64, 1, 5]

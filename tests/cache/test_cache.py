@@ -17,10 +17,10 @@ import torch
 import torch.nn as nn
 from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 
+from mmc_testing.logs import warnings_of
 from vllm_mmc.compilation import cache, shared_graph
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import support_torch_compile
-from vllm_mmc.testing.logs import warnings_of
 
 HIDDEN = 8
 
@@ -259,7 +259,7 @@ import torch
 import torch.nn as nn
 import helper
 from vllm_mmc.compilation.decorators import support_torch_compile
-from vllm_mmc.testing.logs import warnings_of
+from mmc_testing.logs import warnings_of
 
 SWITCH = os.environ.get("SWITCH", "off")
 
@@ -296,9 +296,10 @@ def test_what_no_instance_shows_counts_too(tmp_path: Path) -> None:
     """
 
     def run(**environ: str) -> list[str]:
+        path = f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}"
         result = subprocess.run(
             [sys.executable, "-c", MAIN],
-            env=os.environ | {"PYTHONPATH": str(tmp_path)} | environ,
+            env=os.environ | {"PYTHONPATH": path} | environ,
             capture_output=True,
             text=True,
             check=True,

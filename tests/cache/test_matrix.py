@@ -94,7 +94,7 @@ def run(
         [sys.executable, "-c", MAIN, side, setting],
         env=os.environ
         | {
-            "PYTHONPATH": os.pathsep.join([str(directory), *sys.path[:1]]),
+            "PYTHONPATH": f"{directory}{os.pathsep}{os.environ['PYTHONPATH']}",
             "PYTHONDONTWRITEBYTECODE": "1",
             "VLLM_CACHE_ROOT": str(root),
         },

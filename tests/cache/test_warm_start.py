@@ -21,7 +21,7 @@ from vllm.compilation.counter import compilation_counter
 from vllm.config import CompilationMode
 
 from vllm_mmc.compilation.counters import counters
-from vllm_mmc.testing.engine import load_model, tower_context
+from mmc_testing.engine import load_model, tower_context
 
 checkpoint, mode, warm, output = sys.argv[1:]
 grid = [[1, 8, 12], [1, 4, 4]]

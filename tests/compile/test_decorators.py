@@ -21,6 +21,8 @@ from vllm.config import (
 )
 from vllm.forward_context import set_forward_context
 
+from mmc_testing.engine import vllm_compile_on_cpu
+from mmc_testing.logs import warnings_of
 from vllm_mmc.compilation import shared_graph
 from vllm_mmc.compilation.compiler import Graph
 from vllm_mmc.compilation.counters import counters
@@ -30,8 +32,6 @@ from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.testing.engine import vllm_compile_on_cpu
-from vllm_mmc.testing.logs import warnings_of
 
 HIDDEN = 8
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn as nn
 
+from mmc_testing.checkpoints import FAMILIES
+from mmc_testing.engine import load_model, tower_context
+from mmc_testing.guarded import guarded_compilation
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import support_torch_compile
-from vllm_mmc.testing.checkpoints import FAMILIES
-from vllm_mmc.testing.engine import load_model, tower_context
-from vllm_mmc.testing.guarded import guarded_compilation
 
 Grid = list[list[int]]
 

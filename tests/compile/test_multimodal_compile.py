@@ -13,10 +13,10 @@ from vllm import LLM, SamplingParams
 from vllm.compilation.counter import compilation_counter
 from vllm.config import CompilationMode
 
+from mmc_testing.checkpoints import FAMILIES
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
-from vllm_mmc.testing.checkpoints import FAMILIES
-from vllm_mmc.testing.engine import ENGINE_ENVIRONMENT, default_engine_args
+from vllm_mmc.demo.engine import ENGINE_ENVIRONMENT, default_engine_args
 
 pytestmark = pytest.mark.forked
 

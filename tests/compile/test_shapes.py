@@ -12,11 +12,11 @@ import torch
 import torch.nn as nn
 from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 
+from mmc_testing.engine import vllm_compile_on_cpu
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import adopt, support_torch_compile
-from vllm_mmc.compilation.shapes import Bounds, EncoderShapes, encoder_forward
 from vllm_mmc.settings import Settings
-from vllm_mmc.testing.engine import vllm_compile_on_cpu
+from vllm_mmc.sizes.buckets import Bounds, EncoderShapes, encoder_forward
 
 HIDDEN, STEP, LIMIT = 8, 4, 256
 SETTINGS = Settings(compile_sizes=(64,), compile_ranges=((4, 16), (100, 128)))

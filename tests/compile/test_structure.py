@@ -8,6 +8,7 @@ one respect.
 
 import copy
 import functools
+import os
 import subprocess
 import sys
 import types
@@ -19,8 +20,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from mmc_testing.engine import load_model, tower_context
 from vllm_mmc.compilation.structure import differences, structure_of
-from vllm_mmc.testing.engine import load_model, tower_context
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +241,10 @@ def test_digests_do_not_depend_on_the_process() -> None:
     digests = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": str(seed)},
+            env={
+                "PYTHONHASHSEED": str(seed),
+                "PYTHONPATH": os.environ["PYTHONPATH"],
+            },
             check=True,
             capture_output=True,
             text=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_mmc.testing.engine import vllm_serve
+from mmc_testing.engine import vllm_serve
 
 # As few tokens as a picture needs: each engine profiles with the largest one.
 SMALL = (

@@ -8,11 +8,11 @@ import pytest
 import torch
 from vllm.config import CompilationMode
 
+from mmc_testing.engine import load_model, stock_class, tower_context
 from vllm_mmc import __version__
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
-from vllm_mmc.testing.engine import load_model, stock_class, tower_context
-from vllm_mmc.testing.probe import Probe, Run
+from vllm_mmc.demo.probe import Probe, Run
 
 (ENTRY,) = [e for e in CATALOG if e.architecture.startswith("Qwen2_5_VL")]
 

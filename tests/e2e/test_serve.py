@@ -17,9 +17,9 @@ import openai
 import pytest
 from PIL import Image
 
+from mmc_testing.engine import Server, vllm_serve
 from vllm_mmc import __version__
-from vllm_mmc.testing import media
-from vllm_mmc.testing.engine import Server, vllm_serve
+from vllm_mmc.demo import media
 
 # Half the tokens of `default_engine_args`: vLLM profiles with the largest video.
 SIZE = ("--max-model-len", "1024", "--max-num-batched-tokens", "1024")

@@ -17,10 +17,10 @@ import openai
 import pytest
 import soundfile
 
+from mmc_testing.checkpoints import FAMILIES
+from mmc_testing.engine import Server, vllm_serve
 from vllm_mmc.catalog import CATALOG
-from vllm_mmc.testing import media
-from vllm_mmc.testing.checkpoints import FAMILIES
-from vllm_mmc.testing.engine import Server, vllm_serve
+from vllm_mmc.demo import media
 
 TRANSCRIBES = ("whisper", "qwen3_asr", "kimi_audio", "moss_transcribe_diarize")
 """By `/v1/audio/transcriptions`; the others by `/v1/chat/completions`."""

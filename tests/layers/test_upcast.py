@@ -17,10 +17,10 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.platforms import current_platform
 
+from mmc_testing.checkpoints import FAMILIES
+from mmc_testing.engine import load_model, tower_context
 from vllm_mmc.layers import upcast
 from vllm_mmc.layers.activation import gelu_
-from vllm_mmc.testing.checkpoints import FAMILIES
-from vllm_mmc.testing.engine import load_model, tower_context
 
 ENGINE = FAMILIES["whisper"].engine_args
 HALVES = [torch.bfloat16, torch.float16]

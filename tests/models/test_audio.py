@@ -19,8 +19,21 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.model_executor.models.utils import AutoWeightsLoader
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from mmc_testing import checkpoints
+from mmc_testing.checkpoints import FAMILIES
+from mmc_testing.checkpoints.common import read_weights
+from mmc_testing.engine import (
+    batch_items,
+    embed_inputs,
+    load_model,
+    process_items,
+    stock_class,
+    tower_context,
+)
+from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
+from vllm_mmc.demo import media
 from vllm_mmc.models.audioflamingo3 import CompiledAudioFlamingo3Encoder
 from vllm_mmc.models.interfaces import CompiledEncoder
 from vllm_mmc.models.kimi_audio import CompiledKimiAudioWhisperEncoder
@@ -37,18 +50,6 @@ from vllm_mmc.models.whisper import (
     CompiledWhisperForConditionalGeneration,
     WhisperEncoderBase,
 )
-from vllm_mmc.testing import checkpoints, media
-from vllm_mmc.testing.checkpoints import FAMILIES
-from vllm_mmc.testing.checkpoints.common import read_weights
-from vllm_mmc.testing.engine import (
-    batch_items,
-    embed_inputs,
-    load_model,
-    process_items,
-    stock_class,
-    tower_context,
-)
-from vllm_mmc.testing.parity import allowance, assert_close, rms_ratio
 
 Seconds = tuple[float, ...]
 Inputs = dict[str, Any]

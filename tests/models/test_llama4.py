@@ -11,16 +11,16 @@ import torch
 import torch.nn as nn
 from vllm.config import CompilationMode
 
+from mmc_testing.checkpoints import load_hf_llama4_encoder
+from mmc_testing.checkpoints.common import read_weights
+from mmc_testing.engine import load_model, stock_class, tower_context
+from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.models.llama4 import (
     ENCODER_REGIONS,
     CompiledLlama4ForConditionalGeneration,
     CompiledLlama4VisionModel,
 )
-from vllm_mmc.testing.checkpoints import load_hf_llama4_encoder
-from vllm_mmc.testing.checkpoints.common import read_weights
-from vllm_mmc.testing.engine import load_model, stock_class, tower_context
-from vllm_mmc.testing.parity import allowance, assert_close, rms_ratio
 
 STOCK = stock_class("Llama4ForConditionalGeneration")
 TILES = (5, 1, 2, 9, 17)

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_mmc.compilation.counters import counters
-from vllm_mmc.models import minicpmo
-from vllm_mmc.testing.checkpoints import FAMILIES, tiny_minicpmo
-from vllm_mmc.testing.engine import (
+from mmc_testing.checkpoints import FAMILIES, tiny_minicpmo
+from mmc_testing.engine import (
     embed_inputs,
     load_model,
     stock_class,
     tower_context,
 )
-from vllm_mmc.testing.parity import assert_close
+from mmc_testing.parity import assert_close
+from vllm_mmc.compilation.counters import counters
+from vllm_mmc.models import minicpmo
 
 
 def build(**config: Any) -> Any:

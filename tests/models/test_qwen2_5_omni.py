@@ -9,21 +9,21 @@ import torch
 import torch.nn as nn
 from vllm.config import VllmConfig
 
-from vllm_mmc.compilation.counters import counters
-from vllm_mmc.models.interfaces import CompiledEncoder
-from vllm_mmc.testing import media
-from vllm_mmc.testing.checkpoints import (
+from mmc_testing.checkpoints import (
     FAMILIES,
     load_hf_qwen2_5_omni_vision_encoder,
     qwen2_5_omni_prompt,
 )
-from vllm_mmc.testing.engine import (
+from mmc_testing.engine import (
     embed_inputs,
     load_model,
     stock_class,
     tower_context,
 )
-from vllm_mmc.testing.parity import assert_close
+from mmc_testing.parity import assert_close
+from vllm_mmc.compilation.counters import counters
+from vllm_mmc.demo import media
+from vllm_mmc.models.interfaces import CompiledEncoder
 
 SIZES = ((224, 224), (504, 588), (280, 336))
 

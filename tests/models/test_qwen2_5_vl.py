@@ -12,14 +12,14 @@ import torch
 import torch.nn as nn
 from vllm.config import CompilationMode
 
+from mmc_testing.checkpoints import load_hf_vision_tower
+from mmc_testing.engine import load_model, stock_class, tower_context
+from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.models.qwen2_5_vl import (
     ENCODER_REGIONS,
     CompiledQwen2_5_VLForConditionalGeneration,
 )
-from vllm_mmc.testing.checkpoints import load_hf_vision_tower
-from vllm_mmc.testing.engine import load_model, stock_class, tower_context
-from vllm_mmc.testing.parity import allowance, assert_close, rms_ratio
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 PATCH_VALUES = 3 * 2 * 14 * 14

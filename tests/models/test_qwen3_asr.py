@@ -9,10 +9,10 @@ import torch
 import torch.nn as nn
 from transformers.models.qwen3_asr import Qwen3ASRFeatureExtractor
 
-from vllm_mmc.testing import media
-from vllm_mmc.testing.checkpoints import FAMILIES, load_hf_qwen3_asr_encoder
-from vllm_mmc.testing.engine import load_model, stock_class, tower_context
-from vllm_mmc.testing.parity import assert_close, rms_ratio
+from mmc_testing.checkpoints import FAMILIES, load_hf_qwen3_asr_encoder
+from mmc_testing.engine import load_model, stock_class, tower_context
+from mmc_testing.parity import assert_close, rms_ratio
+from vllm_mmc.demo import media
 
 STOCK = stock_class("Qwen3ASRForConditionalGeneration")
 ARGS = FAMILIES["qwen3_asr"].engine_args

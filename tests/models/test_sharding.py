@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from mmc_testing.checkpoints import FAMILIES
+from mmc_testing.engine import load_model, tower_context
+from mmc_testing.parity import assert_close
 from vllm_mmc.compilation.counters import counters
-from vllm_mmc.testing.checkpoints import FAMILIES
-from vllm_mmc.testing.engine import load_model, tower_context
-from vllm_mmc.testing.parity import assert_close
 
 
 def qwen2_5_vl() -> dict[str, Any]:

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from transformers import WhisperFeatureExtractor
 
+from mmc_testing.checkpoints import FAMILIES
+from mmc_testing.engine import load_model, tower_context
+from mmc_testing.parity import assert_close
+from vllm_mmc.demo import media
 from vllm_mmc.models.whisper import CompiledWhisperEncoder
-from vllm_mmc.testing import media
-from vllm_mmc.testing.checkpoints import FAMILIES
-from vllm_mmc.testing.engine import load_model, tower_context
-from vllm_mmc.testing.parity import assert_close
 
 
 def test_every_form_of_the_input(whisper: Path) -> None:

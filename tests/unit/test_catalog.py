@@ -49,7 +49,7 @@ def test_regions_are_what_the_model_compiles(entry: CatalogEntry) -> None:
 
 @every_entry
 def test_there_is_a_checkpoint_of_each_family(entry: CatalogEntry) -> None:
-    from vllm_mmc.testing.checkpoints import FAMILIES
+    from mmc_testing.checkpoints import FAMILIES
 
     assert entry.family in FAMILIES
 

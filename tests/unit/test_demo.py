@@ -6,13 +6,20 @@ import argparse
 import dataclasses
 import re
 import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from vllm_mmc.catalog import CATALOG
 from vllm_mmc.cli import demo
-from vllm_mmc.testing.probe import Findings
+from vllm_mmc.cli.main import main
+from vllm_mmc.demo import families, media, offered
+from vllm_mmc.demo.probe import Findings
+
+ROOT = Path(__file__).parents[2]
 
 STOCK = Findings(
     model="vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VLForConditionalGeneration",
@@ -80,3 +87,44 @@ def test_depth_must_hold_both_kinds_of_block() -> None:
     assert demo._depth("2") == 2
     with pytest.raises(argparse.ArgumentTypeError, match="at least 2"):
         demo._depth("1")
+
+
+def test_all_families_in_a_checkout_and_two_in_a_wheel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert set(offered()) == {entry.family for entry in CATALOG}
+    monkeypatch.setitem(sys.modules, "mmc_testing", None)
+    assert set(offered()) == set(families.FAMILIES)
+    for name in offered():
+        assert families.family(name) is families.FAMILIES[name]
+
+
+@pytest.mark.parametrize(
+    ("model", "missing", "says"),
+    [
+        ("qwen2_5_vl", "matplotlib", "pip install 'vllm-mmc[demo]'"),
+        ("whisper", "pyannote-audio", media.INSTALL_SPEECH),
+    ],
+)
+def test_what_to_install_is_said_before_an_engine_starts(
+    model: str,
+    missing: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def distribution(name: str) -> None:
+        assert name == missing
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", distribution)
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(demo, "_run_case", lambda *_: pytest.fail("an engine starts"))
+    assert main(["demo", "--model", model]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vllm-mmc demo: ") and line.endswith(says)
+
+
+def test_speech_is_of_the_version_that_has_the_recording() -> None:
+    version = media.INSTALL_SPEECH.rpartition(" ")[2]
+    assert f"SPEECH := {version}\n" in (ROOT / "Makefile").read_text()

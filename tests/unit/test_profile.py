@@ -14,7 +14,7 @@ import pytest
 
 from vllm_mmc.cli.main import main
 from vllm_mmc.cli.profile import bars
-from vllm_mmc.compilation.histogram import MAX_RANGES, Histogram, line, read
+from vllm_mmc.sizes.histogram import MAX_RANGES, Histogram, line, read
 
 PREFIX = "(EngineCore pid=123) INFO 11-21 02:00:00 [shapes.py:40] "
 

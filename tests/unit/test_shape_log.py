@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from vllm_mmc.compilation.histogram import Histogram, read
-from vllm_mmc.compilation.shape_log import ShapeLog, logger, shape_log
+from vllm_mmc.sizes.histogram import Histogram, read
+from vllm_mmc.sizes.log import ShapeLog, logger, shape_log
 
 
 class Clock:

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vllm_mmc.testing import media
-from vllm_mmc.testing.checkpoints import (
+from mmc_testing.checkpoints import (
     FAMILIES,
     Family,
     llama4_prompt,
@@ -19,14 +18,15 @@ from vllm_mmc.testing.checkpoints import (
     tiny_llama4,
     tiny_qwen2_5_vl,
 )
-from vllm_mmc.testing.checkpoints.clef_omni import (
+from mmc_testing.checkpoints.clef_omni import (
     QUESTIONS,
     joint_schema,
     tiny_clef_omni,
 )
-from vllm_mmc.testing.checkpoints.common import read_weights
-from vllm_mmc.testing.engine import load_model, stock_class, tower_context
-from vllm_mmc.testing.parity import allowance, assert_close, rms_ratio
+from mmc_testing.checkpoints.common import read_weights
+from mmc_testing.engine import load_model, stock_class, tower_context
+from mmc_testing.parity import allowance, assert_close, rms_ratio
+from vllm_mmc.demo import media
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 DEPTH = 4

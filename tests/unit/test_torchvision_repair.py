@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from vllm_mmc.compat import torchvision as repair
+import setup_cpu as repair
 
 # As much of torch and torchvision as the repair and its checks touch.
 TORCH = """
@@ -200,10 +199,11 @@ def test_package_that_pip_cannot_remove_is_reported(
         repair.remove_if_broken("mmc_broken")
 
 
-def test_the_module_itself_imports_neither_torch_nor_vllm():
+def test_the_script_itself_imports_neither_torch_nor_vllm():
     code = (
-        "import sys, vllm_mmc.compat.torchvision\n"
-        "assert not {'torch', 'torchvision', 'vllm'} & set(sys.modules)"
+        "import runpy, sys\n"
+        f"runpy.run_path({repair.__file__!r})\n"
+        "assert not {'torch', 'torchvision', 'vllm', 'vllm_mmc'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from vllm_mmc.compat.vllm_command import name_distribution
+from setup_cpu import name_distribution
 
 
 def install(site: Path, name: str, version: str) -> None:

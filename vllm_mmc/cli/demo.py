@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vllm_mmc.catalog import CATALOG
+from vllm_mmc.demo import SHIPPED, offered
 
 if TYPE_CHECKING:
-    from vllm_mmc.testing.probe import Findings, Probe
+    from vllm_mmc.demo.probe import Findings, Probe
 
 # float32 embeddings with a spread of about 0.6; reordered additions cost about 1e-5.
 TOLERANCE = 1e-4
@@ -65,8 +65,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--model",
-        choices=list(dict.fromkeys(entry.family for entry in CATALOG)),
-        default=CATALOG[0].family,
+        choices=offered(),
+        default=SHIPPED[0],
         help="kind of checkpoint (default: %(default)s)",
     )
     parser.add_argument(
@@ -84,10 +84,15 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0 if all answers and embeddings agree, else 1.
     """
-    from vllm_mmc.testing.checkpoints import FAMILIES
-    from vllm_mmc.testing.probe import Probe
+    from vllm_mmc.demo import families
+    from vllm_mmc.demo.probe import Probe
 
-    family = FAMILIES[args.model]
+    family = families.family(args.model)
+    try:
+        family.request(family.samples[0])
+    except ImportError as error:
+        print(f"vllm-mmc demo: {error}", file=sys.stderr)
+        return 1
     with tempfile.TemporaryDirectory(prefix="vllm-mmc-demo-") as name:
         directory = Path(name)
         # Where vLLM notes what it knows of a model class. Not a compile cache, and
@@ -181,7 +186,7 @@ def _depth(text: str) -> int:
 def _run_case(
     label: str, probe: "Probe", directory: Path, env: Mapping[str, str]
 ) -> "Findings":
-    from vllm_mmc.testing.probe import Run
+    from vllm_mmc.demo.probe import Run
 
     alive = sys.stderr.isatty()
     started = time.monotonic()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_mmc.compilation.histogram import Histogram, Items, Readings, read
+from vllm_mmc.sizes.histogram import Histogram, Items, Readings, read
 
 # Up to so many sizes have a bar of their own.
 MAX_BARS = 16

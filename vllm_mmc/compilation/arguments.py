@@ -8,7 +8,6 @@ A leaf is named by its path: `x`, `position_embeddings[0]`, `mask_meta.cu_seqlen
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -75,7 +74,9 @@ class Signature:
         follow_wrapped: Take the names of the function that a decorator wraps.
     """
 
-    def __init__(self, function: FunctionType, *, follow_wrapped: bool = True) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, follow_wrapped: bool = True
+    ) -> None:
         self._signature = inspect.signature(function, follow_wrapped=follow_wrapped)
         parameters = list(self._signature.parameters.values())
         self._self = parameters[0].name

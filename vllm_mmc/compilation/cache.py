@@ -130,8 +130,8 @@ def entry_for(
     return Entry(
         # A tag (`set_model_tag`) may be any text; this is the name of a directory.
         re.sub(r"[^\w.]|^\.", "_", region),
-        environment.factors | factors,
-        environment.details | details,
+        {**environment.factors, **factors},
+        {**environment.details, **details},
         portable and not envs.VLLM_DISABLE_COMPILE_CACHE,
     )
 

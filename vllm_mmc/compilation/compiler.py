@@ -26,9 +26,9 @@ from vllm.config.compilation import DynamicShapesType
 from vllm.env_override import _apply_constrain_to_fx_strides_patch
 from vllm.sequence import IntermediateTensors
 
-from vllm_mmc.compilation import shapes
 from vllm_mmc.compilation.arguments import Arguments, Signature, canonical
 from vllm_mmc.compilation.region import Dims, RegionSpec
+from vllm_mmc.sizes import buckets
 
 CompiledFn = Callable[..., Any]
 
@@ -184,7 +184,7 @@ def _marked(
     unbacked: bool,
 ) -> Arguments:
     """Views of the arguments, with the dimensions that vary marked on them."""
-    bounds = shapes.current()
+    bounds = buckets.current()
     leading = next(iter(spec.dynamic_dims), None)
     all_unbacked = config.dynamic_shapes_config.type == DynamicShapesType.UNBACKED
     views: dict[int, torch.Tensor] = {}
@@ -216,7 +216,7 @@ def _mark(
     dims: Dims,
     unbacked_dims: Sequence[int],
     all_unbacked: bool,
-    bounds: shapes.Bounds | None,
+    bounds: buckets.Bounds | None,
     leading: bool,
     surveyed: bool,
 ) -> None:
@@ -258,7 +258,7 @@ def encoder_compilation_config(
     """What vLLM's backend shall see while it compiles or loads one of our regions.
 
     - The decoder's `compile_sizes` would replace every symbol by one size, and its
-      ranges would compile each graph several times (see `shapes` for ours).
+      ranges would compile each graph several times (see `sizes` for ours).
     - Piecewise CUDA graphs are kept by batch descriptor: shared by all instances,
       they would replay the leader's weights. (Encoder CUDA graphs, which capture a
       whole forward, are not affected.)

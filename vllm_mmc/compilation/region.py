@@ -7,7 +7,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -52,7 +52,7 @@ class RegionSpec:
         """What runs eager. A surveyed module has an attribute of this name."""
         if self.surveyed:
             return types.MethodType(type(module).forward, module)
-        return module.forward
+        return cast("types.MethodType", module.forward)
 
     def traced(self, module: nn.Module) -> types.MethodType:
         """What is compiled for `module`."""

@@ -22,13 +22,14 @@ from vllm.logger import init_logger
 
 from vllm_mmc import metrics
 from vllm_mmc.compat import garbage, inductor_threads
-from vllm_mmc.compilation import cache, compiler, errors, outside, parity, shapes
+from vllm_mmc.compilation import cache, compiler, errors, outside, parity
 from vllm_mmc.compilation.arguments import Arguments, Signature, canonical, kind
 from vllm_mmc.compilation.compiler import CompiledFn, Graph, graph_of
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.region import RegionSpec
 from vllm_mmc.compilation.structure import IDENTITY_ATTRS, Structure, structure_of
 from vllm_mmc.settings import Settings
+from vllm_mmc.sizes import buckets
 
 logger = init_logger(__name__)
 
@@ -52,8 +53,8 @@ class SharedGraph:
         """Why all of it runs eager, if it does."""
         self.failure: str | None = None
         """Why a graph of it could not be compiled, if one could not."""
-        self._graphs: dict[shapes.Range | None, list[Graph]] = {}
-        self._made: dict[shapes.Range | None, int] = {}
+        self._graphs: dict[buckets.Range | None, list[Graph]] = {}
+        self._made: dict[buckets.Range | None, int] = {}
         self._failed: set[Any] = set()
         self._unbacked = True
         self._signature: Signature | None = None
@@ -78,8 +79,8 @@ class SharedGraph:
         """Run `module` on `arguments`, compiled where that is possible."""
         args, kwargs = arguments
         self.spec.check_invariants(args, kwargs)
-        bounds = shapes.current()
-        span = bounds and bounds.range
+        bounds = buckets.current()
+        span = None if bounds is None else bounds.range
         if self._frame is not None:
             f_locals = self._frame.locals(module, arguments)
             for accepts, run in self._graphs.get(span, ()):
@@ -96,7 +97,7 @@ class SharedGraph:
         run: CompiledFn,
         module: nn.Module,
         arguments: Arguments,
-        span: shapes.Range | None,
+        span: buckets.Range | None,
     ) -> Any:
         args, kwargs = arguments
         try:
@@ -114,7 +115,7 @@ class SharedGraph:
         run: CompiledFn,
         error: Exception,
         arguments: Arguments,
-        span: shapes.Range | None,
+        span: buckets.Range | None,
     ) -> None:
         """A graph that raises where eager does not is never used again."""
         graphs = self._graphs.get(span, [])
@@ -146,7 +147,7 @@ class SharedGraph:
         module: nn.Module,
         arguments: Arguments,
         vllm_config: VllmConfig,
-        span: shapes.Range | None,
+        span: buckets.Range | None,
     ) -> Any:
         if self._frame is None or self._signature is None:
             self._signature = Signature(self.spec.forward(module).__func__)
@@ -188,7 +189,7 @@ class SharedGraph:
         frame: Signature,
         module: nn.Module,
         arguments: Arguments,
-        span: shapes.Range | None,
+        span: buckets.Range | None,
     ) -> CompiledFn | None:
         f_locals = frame.locals(module, arguments)
         # Graphs are compiled under inference mode. Of a tensor's dispatch keys these
@@ -206,7 +207,7 @@ class SharedGraph:
         module: nn.Module,
         arguments: Arguments,
         vllm_config: VllmConfig,
-        span: shapes.Range | None,
+        span: buckets.Range | None,
     ) -> CompiledFn | None:
         """Load or compile a graph for `arguments`; None if the call runs eager."""
         failure_key = self._failure_key(arguments, span, signature)
@@ -243,7 +244,7 @@ class SharedGraph:
     def _failure_key(
         self,
         arguments: Arguments,
-        span: shapes.Range | None,
+        span: buckets.Range | None,
         signature: Signature | None = None,
     ) -> Any:
         signature = signature or self._signature
@@ -255,7 +256,7 @@ class SharedGraph:
         return span, kinds
 
     def _entry(
-        self, span: shapes.Range | None, number: int, vllm_config: VllmConfig
+        self, span: buckets.Range | None, number: int, vllm_config: VllmConfig
     ) -> cache.Entry:
         return cache.entry_for(
             self.spec.name,
@@ -369,7 +370,7 @@ class SharedGraph:
         run: CompiledFn,
         module: nn.Module,
         arguments: Arguments,
-        span: shapes.Range | None,
+        span: buckets.Range | None,
     ) -> Any:
         """Run the graph, and check its first results as `parity_check` says."""
         key = id(module), id(run)

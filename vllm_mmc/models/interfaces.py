@@ -31,9 +31,9 @@ from vllm_mmc.attention.mm_encoder_attention import use_our_attention
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters, table
 from vllm_mmc.compilation.decorators import adopt, should_torch_compile_mm_encoder
-from vllm_mmc.compilation.shapes import EncoderShapes
 from vllm_mmc.layers.upcast import use_upcast
 from vllm_mmc.settings import Settings
+from vllm_mmc.sizes.buckets import EncoderShapes
 
 logger = init_logger(__name__)
 

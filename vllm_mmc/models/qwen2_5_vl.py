@@ -27,12 +27,12 @@ from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.models.interfaces import (
     CompiledEncoder,
     SupportsCompiledEncoder,
     compile_encoder,
 )
+from vllm_mmc.sizes.buckets import encoder_forward
 
 # === Vision Encoder === #
 

@@ -45,7 +45,6 @@ from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.compilation.shapes import encoder_forward
 from vllm_mmc.layers.activation import activate_, gelu_
 from vllm_mmc.layers.upcast import upcast_for
 from vllm_mmc.models.interfaces import (
@@ -54,6 +53,7 @@ from vllm_mmc.models.interfaces import (
     SupportsCompiledEncoder,
     compile_encoder,
 )
+from vllm_mmc.sizes.buckets import encoder_forward
 
 # === Audio Encoder === #
 

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""What is in the wheel, and what an editable install puts on the path."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD = "from setuptools import build_meta; print(build_meta.build_{}({!r}))"
+HELP = """
+import sys
+sys.path.insert(0, {!r})
+from vllm_mmc.cli.main import main
+main(["demo", "--help"])
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is tracked: building leaves files behind."""
+    to = tmp_path_factory.mktemp("checkout")
+    for name in ("vllm_mmc", "mmc_testing", "tools", "tests", "csrc"):
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(ROOT / name, to / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, to)
+    return to
+
+
+def build(kind: str, checkout: Path, to: Path) -> zipfile.ZipFile:
+    """Without a compiler: the extension is optional, and takes its time."""
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD.format(kind, str(to))],
+        cwd=checkout,
+        env=os.environ | {"CC": "false", "CXX": "false"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return zipfile.ZipFile(to / done.stdout.splitlines()[-1])
+
+
+def test_the_wheel_has_the_product_alone(checkout: Path, tmp_path: Path) -> None:
+    with build("wheel", checkout, tmp_path) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        wheel.extractall(tmp_path / "site")
+    assert {name.partition("/")[0] for name in names} == {"vllm_mmc"}
+    expected = {str(p.relative_to(ROOT)) for p in ROOT.glob("vllm_mmc/**/*.py")}
+    assert names == expected | {"vllm_mmc/py.typed"}
+
+    # Its demo offers what it can write: -S leaves out this environment's checkout.
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", HELP.format(str(tmp_path / "site"))],
+        capture_output=True,
+        text=True,
+    )
+    assert "--model {qwen2_5_vl,whisper}" in done.stdout, done.stdout + done.stderr
+
+
+def test_an_editable_install_has_the_checkout_on_the_path(
+    checkout: Path, tmp_path: Path
+) -> None:
+    with build("editable", checkout, tmp_path) as wheel:
+        (pth,) = (name for name in wheel.namelist() if name.endswith(".pth"))
+        assert Path(wheel.read(pth).decode().strip()) == checkout
