@@ -147,8 +147,8 @@ def encoder(request: pytest.FixtureRequest) -> Iterator[Encoder]:
 def guarded(encoder: Encoder) -> Iterator[None]:
     torch._dynamo.reset()
     for module in encoder.model.modules():
-        if hasattr(module, "_mmc_compiled"):
-            module._mmc_compiled = None
+        if hasattr(module, "_mmc_shared_graph"):
+            module._mmc_shared_graph = None
     with guarded_compilation(), torch.inference_mode():
         yield
 

@@ -89,7 +89,7 @@ def embed(
         model = load_model(vllm_config)
         for eager in (True, False):
             for module in model.modules():
-                if hasattr(module, "_mmc_compiled"):  # a region
+                if hasattr(module, "_mmc_shared_graph"):  # a region
                     module.do_not_compile = eager
             with torch.inference_mode():
                 outputs.append(model.embed_multimodal(**inputs))

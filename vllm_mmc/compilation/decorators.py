@@ -181,6 +181,11 @@ def _own_spec(cls: type) -> tuple[RegionSpec, EnableIf | None] | None:
     return None
 
 
+def is_decorated(module: nn.Module) -> bool:
+    """Whether the class of `module` is compiled by this package's decorator."""
+    return _own_spec(type(module)) is not None
+
+
 def _init_region(
     module: nn.Module, vllm_config: VllmConfig, enable_if: EnableIf | None
 ) -> None:

@@ -91,6 +91,11 @@ def structure_of(module: nn.Module, ignored: Collection[str] = ()) -> Structure:
     return Structure(digest, description, walker.portable)
 
 
+def class_digest(cls: type) -> str:
+    """SHA-256 of a class and of the code of its methods, in hexadecimal."""
+    return _sha256(repr(_class_description(cls)).encode())
+
+
 def differences(
     a: Description, b: Description, path: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
@@ -139,7 +144,9 @@ class _Walker:
             # Hooks are kept under counters that no two modules share.
             (name, self.value(list(value.values()) if name in _HOOKS else value))
             for name, value in sorted(attributes.items())
-            if name not in skip and name not in self._ignored
+            if name not in skip
+            and name not in self._ignored
+            and not getattr(type(value), "not_structure", False)
         )
 
     def value(self, obj: Any) -> Description:

@@ -3,7 +3,7 @@
 """What every `Compiled...ForConditionalGeneration` shares."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -13,10 +13,14 @@ import numpy as np
 import torch
 import torch.nn as nn
 from vllm.config import CompilationMode, VllmConfig
+from vllm.distributed import get_pp_group
 from vllm.forward_context import override_forward_context
 from vllm.inputs import MultiModalDataDict
 from vllm.logger import init_logger
-from vllm.model_executor.models.interfaces import SupportsMultiModal
+from vllm.model_executor.models.interfaces import (
+    MultiModalEmbeddings,
+    SupportsMultiModal,
+)
 from vllm.model_executor.offloader import get_offloader
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
@@ -30,7 +34,12 @@ from vllm.multimodal.processing import BaseProcessingInfo
 from vllm_mmc.attention.mm_encoder_attention import use_our_attention
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters, table
-from vllm_mmc.compilation.decorators import adopt, should_torch_compile_mm_encoder
+from vllm_mmc.compilation.decorators import (
+    adopt,
+    should_torch_compile_mm_encoder,
+)
+from vllm_mmc.encoder.model import compile_by_survey
+from vllm_mmc.encoder.survey import Survey
 from vllm_mmc.layers.upcast import use_upcast
 from vllm_mmc.settings import Settings
 from vllm_mmc.sizes.buckets import EncoderShapes
@@ -46,13 +55,15 @@ class SupportsCompiledEncoder(SupportsMultiModal):
     exchanged in place. With `compile_mm_encoder` off nothing is changed at all.
     """
 
-    encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
-    """Stock class -> our compiled subclass."""
+    encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
+    """Stock class -> our compiled subclass. What has none is surveyed."""
     native_encoders: ClassVar[Mapping[type[nn.Module], type["CompiledEncoder"]]] = {}
     """Hugging Face's encoder -> the one of ours that is built in its place, with
     the same parameter names in the checkpoint."""
     encoder_eager_because: str | None = "compile_mm_encoder is off"
     """Why the encoder is not compiled, in words for the user; None if it is."""
+    encoder_survey: Survey | None = None
+    """What a survey of the encoder found, if there was one."""
 
     @contextmanager
     def _mark_tower_model(
@@ -73,8 +84,11 @@ class SupportsCompiledEncoder(SupportsMultiModal):
                 self.encoder_eager_because,
             )
             return
-        budget = _encoder_budget(vllm_config)
-        for name in self.encoder_roots():
+        self._compile_roots(self.encoder_roots(), vllm_config)
+
+    def _compile_roots(self, names: Sequence[str], vllm_config: VllmConfig) -> None:
+        budget = _encoder_budget(vllm_config) if self.encoder_regions else None
+        for name in names:
             tower = self.get_submodule(name)
             if (native := self.native_encoders.get(type(tower))) is not None:
                 config = vllm_config.with_hf_config(tower.config)
@@ -84,6 +98,10 @@ class SupportsCompiledEncoder(SupportsMultiModal):
                 tower = native(vllm_config=config, prefix=name)
                 self.set_submodule(name, tower)
             compile_encoder(tower, self.encoder_regions, vllm_config, budget)
+        if not self.encoder_regions:
+            # Of two towers each is marked by itself.
+            self.__dict__.setdefault("_to_survey", []).extend(names)
+            self.__dict__["_survey_config"] = vllm_config
         if not hasattr(self, "_warm_up_hook"):
             # vLLM's profile run has encoded the largest items when it first comes
             # here, and no request has.
@@ -108,12 +126,49 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             input_ids, embed, is_multimodal=is_multimodal
         )
 
+    def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
+        self._survey_encoder()
+        return super().embed_multimodal(**kwargs)
+
+    def _survey_encoder(self) -> None:
+        """Before the first input, of a request or of vLLM's profile run."""
+        names = self.__dict__.pop("_to_survey", ())
+        if not names or not get_pp_group().is_first_rank:
+            return
+        try:
+            self.encoder_survey = compile_by_survey(
+                self, names, super().embed_multimodal, self._survey_config
+            )
+        except Exception as error:
+            self.encoder_eager_because = f"its survey failed: {error!r}"
+            logger.warning(
+                "%s: the encoder runs eager: %s.",
+                type(self).__name__,
+                self.encoder_eager_because,
+            )
+            logger.debug("Traceback:", exc_info=True)
+
+    def mark_unmarked_encoder(self, vllm_config: VllmConfig) -> None:
+        """Compile all but the language model, if the stock class marks no encoder."""
+        if hasattr(self, "_warm_up_hook") or (
+            self.encoder_eager_because != type(self).encoder_eager_because
+        ):
+            return
+        if not should_torch_compile_mm_encoder(vllm_config):
+            return
+        self.encoder_eager_because = _why_not(vllm_config)
+        if self.encoder_eager_because is None:
+            language_model = {n.partition(".")[0] for n in self._language_model_names}
+            names = [n for n, _ in self.named_children() if n not in language_model]
+            self._compile_roots(names, vllm_config)
+
     def encoder_roots(self) -> list[str]:
         """Below which classes are exchanged: what stock has marked as a tower."""
         return list(self._tower_model_names)
 
     def _before_first(self, _: Any) -> None:
         self._warm_up_hook.remove()
+        self._survey_encoder()
         self.warm_up_encoder()
 
     def warm_up_encoder(self) -> None:
@@ -124,7 +179,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             for encoder in encoders:
                 for tokens in encoder.encoder_shapes.warmup_sizes():
                     self.run_dummy_encoder(encoder, tokens)
-        if encoders:
+        if encoders or self.encoder_survey is not None:
             name = type(self).__name__
             logger.info("%s, encoder:\n%s", name, table(asdict(counters)))
 

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""`CompiledX` for each multimodal architecture X of vLLM that has no file of its own.
+
+The classes are made when they are asked for: vLLM's registry, its inspection process
+and its workers do `getattr(module, name)`. A suffix behind "@" is left out: vLLM keeps
+what it knows of a class under the class's name, and the name brings vLLM's version in.
+"""
+
+import importlib
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.model_executor.models.registry import _VLLM_MODELS
+
+from vllm_mmc.models.interfaces import SupportsCompiledEncoder
+
+_PREFIX = "Compiled"
+
+
+class AutoCompiledEncoder(SupportsCompiledEncoder):
+    """The encoder of a stock class, surveyed before the first request."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.mark_unmarked_encoder(vllm_config)
+
+
+def stock_class(architecture: str) -> type:
+    """vLLM's own class of an architecture.
+
+    Raises:
+        KeyError: vLLM has none of that name.
+    """
+    module, name = _VLLM_MODELS[architecture]
+    if not module.startswith("vllm."):
+        module = f"vllm.model_executor.models.{module}"
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    name = name.partition("@")[0]
+    architecture = name.removeprefix(_PREFIX)
+    if architecture == name or architecture not in _VLLM_MODELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    stock = stock_class(architecture)
+    # vLLM's drafters know classes by `__name__`, and pickle by `__qualname__`.
+    attributes = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f"vLLM's {stock.__name__} with its encoder compiled.",
+    }
+    made = globals()[name] = type(
+        stock.__name__, (AutoCompiledEncoder, stock), attributes
+    )
+    return made
