@@ -72,7 +72,8 @@ class Tower:
             random weights that differ from layer to layer.
         survey: three calls: the largest, the smallest, and one in between.
         further: eight or more calls, most of sizes that the survey has not seen.
-        blocks: how often each class of repeated blocks occurs.
+        blocks: for each class of repeated blocks, how many of its instances have
+            another of equal structure.
         graphs: how many graphs all calls together need, repeated blocks and single
             regions; None where it was not counted yet.
     """
@@ -246,6 +247,12 @@ def config(**attributes: Any) -> PreTrainedConfig:
     return made
 
 
+def with_model(vllm_config: VllmConfig, hf_config: PreTrainedConfig) -> VllmConfig:
+    """Returns the config of an engine whose model has this Hugging Face config."""
+    # The architecture is not looked at: it has to be one that vLLM knows.
+    return vllm_config.with_hf_config(hf_config, architectures=["UltravoxModel"])
+
+
 # ---------------------------------------------------------------- sizes
 
 
@@ -369,9 +376,7 @@ def padding_bias(frames: int, lengths: Sequence[int]) -> torch.Tensor:
     return bias.masked_fill(padding, float("-inf"))
 
 
-def mel_batches(
-    mels: int, *, frames_first: bool = False
-) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def mel_batches(mels: int, *, frames_first: bool = False) -> Callable[..., Inputs]:
     """Returns what makes a padded batch of spectrograms, and its clips' lengths.
 
     Args:
@@ -379,8 +384,8 @@ def mel_batches(
         frames_first: [clip, frame, channel] instead of [clip, channel, frame].
     """
 
-    def make(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def make(*lengths: int) -> Inputs:
         shape = (max(lengths), mels) if frames_first else (mels, max(lengths))
-        return torch.randn(len(lengths), *shape), torch.tensor(lengths)
+        return (torch.randn(len(lengths), *shape), torch.tensor(lengths)), {}
 
     return make

@@ -89,7 +89,7 @@ def qwen2_5_vl(vllm_config: VllmConfig) -> nn.Module:
 @TOWERS.add(
     patches(PATCH_16_2),
     GRIDS,
-    {"Qwen3_VisionBlock": 3, "Qwen3_VisionPatchMerger": 3},
+    {"Qwen3_VisionBlock": 3, "Qwen3_VisionPatchMerger": 2},
     graphs=5,
 )
 def qwen3_vl(vllm_config: VllmConfig) -> nn.Module:
@@ -101,7 +101,7 @@ def qwen3_vl(vllm_config: VllmConfig) -> nn.Module:
 @TOWERS.add(
     patches(PATCH_16_2, grids=torch.tensor),
     GRIDS,
-    {"Qwen3_VisionBlock": 3, "Qwen3_VisionPatchMerger": 3},
+    {"Qwen3_VisionBlock": 3, "Qwen3_VisionPatchMerger": 2},
     graphs=5,
 )
 def qwen3_omni_vision(vllm_config: VllmConfig) -> nn.Module:
@@ -137,7 +137,7 @@ def exaone4_5(vllm_config: VllmConfig) -> nn.Module:
 @TOWERS.add(
     patches(PATCH_16_2),
     GRIDS,
-    {"Cohere_VisionBlock": 3, "Cohere_VisionPatchMerger": 3},
+    {"Cohere_VisionBlock": 3, "Cohere_VisionPatchMerger": 2},
     graphs=5,
 )
 def cohere_compass(vllm_config: VllmConfig) -> nn.Module:
