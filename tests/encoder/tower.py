@@ -74,15 +74,15 @@ class Tower:
         further: eight or more calls, most of sizes that the survey has not seen.
         blocks: for each class of repeated blocks, how many of its instances have
             another of equal structure.
-        graphs: how many graphs all calls together need, repeated blocks and single
-            regions; None where it was not counted yet.
+        graphs: how many graphs all calls together need at most, those of the repeated
+            blocks and those of single modules beside them.
     """
 
     build: Callable[[VllmConfig], nn.Module]
     survey: Sequence[Call]
     further: Sequence[Call]
     blocks: Mapping[str, int]
-    graphs: int | None
+    graphs: int
 
 
 class Towers(dict[str, Tower]):
@@ -93,7 +93,7 @@ class Towers(dict[str, Tower]):
         make: Callable[..., Inputs],
         sizes: Sizes,
         blocks: Mapping[str, int],
-        graphs: int | None = None,
+        graphs: int,
     ) -> Callable[[Callable[[VllmConfig], nn.Module]], Callable[..., nn.Module]]:
         """Adds the function below as a tower of its name.
 

@@ -76,7 +76,7 @@ def whisper(vllm_config: VllmConfig) -> nn.Module:
     return WhisperEncoder(vllm_config=with_model(vllm_config, _whisper_config()))
 
 
-@TOWERS.add(_whisper_clips, WHISPER_BATCHES, {"WhisperEncoderLayer": 3})
+@TOWERS.add(_whisper_clips, WHISPER_BATCHES, {"WhisperEncoderLayer": 3}, graphs=1)
 def kimi_audio(vllm_config: VllmConfig) -> nn.Module:
     """Whisper's, with a config of its own in a folder of the checkpoint."""
     from vllm.model_executor.models.kimi_audio import (
@@ -113,6 +113,7 @@ def _moss_chunks(*lengths: int) -> Inputs:
         ],
     ),
     {"WhisperEncoderLayer": 3},
+    graphs=1,
 )
 def moss_transcribe_diarize(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.moss_transcribe_diarize import (

@@ -95,6 +95,7 @@ def granite_speech(vllm_config: VllmConfig) -> nn.Module:
         ],
     ),
     {"GraniteSpeechConformerBlock": 4},
+    graphs=3,
 )
 def granite_speech_plus(vllm_config: VllmConfig) -> nn.Module:
     """As `granite_speech`; at sizes that leave a remainder of the context."""
@@ -471,6 +472,7 @@ def _groups(clips: int, groups: int) -> Inputs:
         ],
     ),
     {},
+    graphs=0,
 )
 def funaudiochat_discrete(vllm_config: VllmConfig) -> nn.Module:
     """A table and two products: nothing in it repeats."""

@@ -377,9 +377,14 @@ def deepclip(vllm_config: VllmConfig) -> nn.Module:
         ],
     ),
     {"Qwen2DecoderLayer": 3},
+    graphs=24,
 )
 def deepencoder2_resampler(vllm_config: VllmConfig) -> nn.Module:
-    """DeepSeek-OCR2's: a Qwen2 whose 144 or 256 queries follow the patches."""
+    """DeepSeek-OCR2's: a Qwen2 whose 144 or 256 queries follow the patches.
+
+    Every call gives its layers a new key-value cache, in which each has a place of its
+    own: no layer shares another's graph, and no graph outlives its call.
+    """
     from vllm.model_executor.models.deepencoder2 import build_qwen2_decoder_as_encoder
 
     return build_qwen2_decoder_as_encoder(
@@ -427,12 +432,12 @@ def _ovis(backbone: Any) -> nn.Module:
     )
 
 
-@TOWERS.add(IMAGES, BATCHES, {"SiglipEncoderLayer": 3})
+@TOWERS.add(IMAGES, BATCHES, {"SiglipEncoderLayer": 3}, graphs=2)
 def ovis_siglip(vllm_config: VllmConfig) -> nn.Module:
     return _ovis(SiglipVisionConfig(**IMAGE))
 
 
-@TOWERS.add(IMAGES, BATCHES, {"AIMv2Block": 3})
+@TOWERS.add(IMAGES, BATCHES, {"AIMv2Block": 3}, graphs=2)
 def ovis_aimv2(vllm_config: VllmConfig) -> nn.Module:
     return _ovis(Aimv2VisionConfig(**IMAGE))
 
@@ -449,7 +454,7 @@ class _WithConnector(nn.Module):
         return self.connector(self.vision_model(pixel_values))
 
 
-@TOWERS.add(IMAGES, BATCHES, {"SiglipEncoderLayer": 3})
+@TOWERS.add(IMAGES, BATCHES, {"SiglipEncoderLayer": 3}, graphs=3)
 def colmodernvbert(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.colmodernvbert import ColModernVBertConnector
     from vllm.model_executor.models.siglip import SiglipVisionModel

@@ -116,7 +116,7 @@ def qwen3_omni_vision(vllm_config: VllmConfig) -> nn.Module:
     )
 
 
-@TOWERS.add(patches(PATCH_16_2), GRIDS, {"Qwen3_VisionBlock": 3})
+@TOWERS.add(patches(PATCH_16_2), GRIDS, {"Qwen3_VisionBlock": 3}, graphs=4)
 def bailing_moe_v3_vl(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.bailing_moe_v3_vl import (
         BailingMoeV3VisionTransformer,
@@ -184,7 +184,9 @@ def dots_ocr(vllm_config: VllmConfig) -> nn.Module:
     return DotsVisionTransformer(DotsVisionConfig(**sizes, embed_dim=64, patch_size=14))
 
 
-@TOWERS.add(patches(PATCH_16_2, grids=torch.tensor), GRIDS, {"MiMoVisionBlock": 3})
+@TOWERS.add(
+    patches(PATCH_16_2, grids=torch.tensor), GRIDS, {"MiMoVisionBlock": 3}, graphs=4
+)
 def mimo_vision(vllm_config: VllmConfig) -> nn.Module:
     """With full attention in all blocks: that of its windows is in Triton."""
     from vllm.model_executor.models.mimo_v2_omni import MiMoVisionTransformer
@@ -356,6 +358,7 @@ def pixtral_hf(vllm_config: VllmConfig) -> nn.Module:
         ],
     ),
     {"MuseGlimmerVisionBlock": 4},
+    graphs=1,
 )
 def muse_glimmer(vllm_config: VllmConfig) -> nn.Module:
     """Every second block attends within squares of eight by eight patches."""
@@ -394,7 +397,9 @@ def lfm2_siglip2(vllm_config: VllmConfig) -> nn.Module:
     return Siglip2Model(Siglip2VisionConfig(**SIGLIP2))
 
 
-@TOWERS.add(patches(768, grids=torch.tensor), GRIDS, {"Siglip2EncoderLayer": 3})
+@TOWERS.add(
+    patches(768, grids=torch.tensor), GRIDS, {"Siglip2EncoderLayer": 3}, graphs=2
+)
 def cosmos3_edge(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.cosmos3_edge import Cosmos3EdgeVisionModel
 
@@ -421,7 +426,9 @@ def isaac(vllm_config: VllmConfig) -> nn.Module:
     return Siglip2VisionTransformer(vision)
 
 
-@TOWERS.add(patches(PATCH_14, grids=torch.tensor), GRIDS, {"Siglip2EncoderLayer": 3})
+@TOWERS.add(
+    patches(PATCH_14, grids=torch.tensor), GRIDS, {"Siglip2EncoderLayer": 3}, graphs=1
+)
 def ovis2_5(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.siglip2navit import Siglip2NavitModel
 
@@ -527,7 +534,9 @@ def _positioned_patches(*items: tuple[int, int, int]) -> Inputs:
     return args, kwargs | {"patch_positions": torch.cat(places)}
 
 
-@TOWERS.add(_positioned_patches, GRIDS, {"LlavaOnevision2VisionTowerBlock": 3})
+@TOWERS.add(
+    _positioned_patches, GRIDS, {"LlavaOnevision2VisionTowerBlock": 3}, graphs=4
+)
 def llava_onevision2(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.llava_onevision2 import LlavaOnevision2VisionTower
 
@@ -575,6 +584,7 @@ class _WithAligner(nn.Module):
         ],
     ),
     {"DeepseekV4VisionBlock": 3},
+    graphs=6,
 )
 def deepseek_v41(vllm_config: VllmConfig) -> nn.Module:
     from vllm.models.deepseek_v4.common.vision import DeepseekV4Aligner, DeepseekV4ViT
