@@ -260,7 +260,7 @@ def _radio_patches(*items: tuple[int, int]) -> Inputs:
         ],
     ),
     {"RadioVisionEncoderLayer": 3},
-    graphs=8,
+    graphs=9,
 )
 def radio_dyn(vllm_config: VllmConfig) -> nn.Module:
     return _radio()

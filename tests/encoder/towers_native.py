@@ -79,7 +79,7 @@ def qwen2_vl(vllm_config: VllmConfig) -> nn.Module:
     return Qwen2VisionTransformer(Qwen2VLVisionConfig(**sizes, mlp_ratio=2))
 
 
-@TOWERS.add(patches(PATCH_14_2), GRIDS, {"Qwen2_5_VisionBlock": 3}, graphs=3)
+@TOWERS.add(patches(PATCH_14_2), GRIDS, {"Qwen2_5_VisionBlock": 3}, graphs=4)
 def qwen2_5_vl(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VisionTransformer
 
@@ -125,7 +125,7 @@ def bailing_moe_v3_vl(vllm_config: VllmConfig) -> nn.Module:
     return BailingMoeV3VisionTransformer(Qwen3VLVisionConfig(**DEEPSTACK))
 
 
-@TOWERS.add(patches(PATCH_14_2), GRIDS, {"Exaone4_5_VisionBlock": 3}, graphs=3)
+@TOWERS.add(patches(PATCH_14_2), GRIDS, {"Exaone4_5_VisionBlock": 3}, graphs=4)
 def exaone4_5(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.exaone4_5 import EXAONE4_5_VisionTransformer
 
@@ -290,7 +290,7 @@ def _kimi_patches(*items: tuple[int, int, int]) -> Inputs:
         ],
     ),
     {"MoonViTEncoderLayer": 3},
-    graphs=6,
+    graphs=7,
 )
 def kimi_k25(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.kimi_k25_vit import MoonViT3dPretrainedModel
@@ -472,14 +472,14 @@ def _keye_patches(*items: tuple[int, int]) -> Inputs:
     }
 
 
-@TOWERS.add(_keye_patches, PLANES, {"KeyeSiglipEncoderLayer": 3}, graphs=6)
+@TOWERS.add(_keye_patches, PLANES, {"KeyeSiglipEncoderLayer": 3}, graphs=7)
 def keye(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.keye import KeyeSiglipVisionModel
 
     return KeyeSiglipVisionModel(SiglipVisionConfig(**IMAGE))
 
 
-@TOWERS.add(_placed_patches, PLANES, {"SiglipEncoderLayer": 3}, graphs=6)
+@TOWERS.add(_placed_patches, PLANES, {"SiglipEncoderLayer": 3}, graphs=7)
 def paddleocr(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.paddleocr_vl import SiglipVisionModel
 
@@ -513,7 +513,7 @@ def _gemma4_patches(batch: int, height: int, width: int, padding: int) -> Inputs
         ],
     ),
     {"Gemma4VisionEncoderLayer": 3},
-    graphs=4,
+    graphs=5,
 )
 def gemma4_vision(vllm_config: VllmConfig) -> nn.Module:
     return AutoModel.from_config(
