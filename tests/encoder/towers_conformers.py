@@ -134,7 +134,7 @@ def _gemma4_clips(*lengths: int) -> Inputs:
     return (mels, keep_mask(frames, lengths)), {}
 
 
-@TOWERS.add(_gemma4_clips, CLIPS, {"Gemma4AudioLayer": 3}, graphs=7)
+@TOWERS.add(_gemma4_clips, CLIPS, {"Gemma4AudioLayer": 3}, graphs=8)
 def gemma4_audio(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.gemma4_mm import recursive_replace_linear
 
