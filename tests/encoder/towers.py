@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""The tiny towers of nearly all encoder classes that vLLM 0.32 has.
+
+`TOWERS` by name; `CANNOT` has those that cannot be built or run on CPU, and why.
+"""
+
+from tests.encoder import (
+    towers_audio,
+    towers_conformers,
+    towers_fixed,
+    towers_native,
+)
+from tests.encoder.tower import Call, Tower, run, tower_config
+
+__all__ = ["CANNOT", "TOWERS", "Call", "Tower", "run", "tower_config"]
+
+TOWERS: dict[str, Tower] = (
+    towers_fixed.TOWERS
+    | towers_native.TOWERS
+    | towers_audio.TOWERS
+    | towers_conformers.TOWERS
+)
+
+CANNOT: dict[str, str] = {
+    "openpangu_vl": "OpenPanguVisionTransformer raises RuntimeError when it is built: "
+    "it has no TORCH_SDPA, the one attention backend on CPU (openpangu_vl.py:410).",
+    "minimax_m3": "MiniMaxVLVisionModel makes its rotary tables in a Triton kernel, "
+    "which raises TypeError without a GPU (mrope_vit_setup.py:135).",
+    "glm5next": "Glm5NextVisionAttention norms queries and keys in a Triton kernel, "
+    "fused_q_kv_rmsnorm, which raises TypeError without a GPU "
+    "(jit_warmup_triton_helper.py:268).",
+    "mimo_vision_windows": "MiMoVisionAttention computes blocks with a window in a "
+    "Triton kernel, which raises TypeError without a GPU "
+    "(triton_prefill_attention.py:270); `mimo_vision` has full attention only.",
+    "dots3_note": "vllm.models.dots3_note raises ImportError: it imports the CUDA "
+    "FlashAttention extension (dots3_note/nvidia/attention.py).",
+    "gemma3n_vision": "Hugging Face's TimmWrapperModel raises ImportError: its "
+    "MobileNetV5 is timm's, which is not installed.",
+    "deepseek_vl2": "DeepseekVLV2ForCausalLM raises ImportError where it makes its "
+    "tower, a timm model, and timm is not installed (deepseek_vl2.py:434).",
+    "openvla": "PrismaticVisionBackbone raises ImportError: its two towers are timm "
+    "models, and timm is not installed (openvla.py:130).",
+    "kanana_v": "vllm.model_executor.models.kanana_v raises ModuleNotFoundError: it "
+    "imports timm, which is not installed (kanana_v.py:12).",
+    "llama_nemotron_nano_vl": "LlamaNemotronVLChatModel makes its tower from code in "
+    "the checkpoint's repository, which is not here (nemotron_vl.py).",
+    "voxtral_realtime": "WhisperCausalEncoder attends through the decoder's KV cache "
+    "and is part of the decoder's graph: it is no tower (whisper_causal.py).",
+}
