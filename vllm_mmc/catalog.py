@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """The models of this package. Strings only: reading it imports no model."""
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 
@@ -25,12 +26,17 @@ class CatalogEntry:
 
     @property
     def compiled_architecture(self) -> str:
-        return self.model.partition(":")[2]
+        return compiled_name(self.model)
 
     @property
     def family(self) -> str:
         """Name of the model's module, and of its checkpoints' and benchmark's."""
         return self.model.partition(":")[0].rpartition(".")[2]
+
+
+def compiled_name(model: str) -> str:
+    """The architecture name under which a class of ours is registered too."""
+    return model.partition(":")[2].partition("@")[0]
 
 
 _QWEN2_5_OMNI = (
@@ -171,3 +177,76 @@ CATALOG = (
         status="tested",
     ),
 )
+
+AUTO_MODULE = "vllm_mmc.models.auto"
+
+OUTSIDE_THE_MULTIMODAL_TABLE = (
+    # Text generation
+    "HCXVisionV2ForCausalLM",
+    "MuseGlimmerForCausalLM",
+    # Embedding
+    "CLIPModel",
+    "ColPaliForRetrieval",
+    "EmbeddingGemma2Model",
+    "LlamaNemotronVLModel",
+    "LlavaNextForConditionalGeneration",
+    "Phi3VForCausalLM",
+    "Qwen2VLForConditionalGeneration",
+    "SiglipModel",
+    # Late interaction
+    "ColModernVBertForRetrieval",
+    "ColQwen3",
+    "ColQwen3_5",
+    "OpsColQwen3Model",
+    "Qwen3VLNemotronEmbedModel",
+    # Classification
+    "JinaVLForRanking",
+    "LlamaNemotronVLForSequenceClassification",
+    # Transformers backend
+    "Emu3ForConditionalGeneration",
+    "HunYuanVLForConditionalGeneration",
+    "TransformersMultiModalEmbeddingModel",
+    "TransformersMultiModalForCausalLM",
+    "TransformersMultiModalForSequenceClassification",
+    "TransformersMultiModalMoEForCausalLM",
+    "VibeVoiceAsrForConditionalGeneration",
+)
+"""Multimodal architectures that vLLM's registry has in other tables. A test compares
+them with vLLM's classes."""
+
+EAGER = {
+    "Gemma4UnifiedForConditionalGeneration": (
+        "it has no encoder: patches go to the language model as they are"
+    ),
+    "InklingForConditionalGeneration": (
+        "it has no encoder: patches go to the language model as they are"
+    ),
+    "VoxtralRealtimeGeneration": (
+        "its encoder attends through the decoder's cache and is part of the decoder's "
+        "graph, which vLLM compiles"
+    ),
+}
+"""Architecture -> why its encoder stays eager. vLLM's own class serves it."""
+
+
+def surveyed(
+    multimodal: Iterable[str], known: Container[str], vllm_version: str
+) -> dict[str, str]:
+    """The architectures without a row: their encoders are surveyed.
+
+    Args:
+        multimodal: Names in vLLM's table of multimodal models.
+        known: All names in vLLM's registry.
+        vllm_version: Becomes part of the class name, because vLLM keeps what it knows
+            of a class under that name, and the stock class may be another in another
+            release.
+
+    Returns:
+        Architecture -> "module:Class".
+    """
+    done = {entry.architecture for entry in CATALOG} | set(EAGER)
+    others = (name for name in OUTSIDE_THE_MULTIMODAL_TABLE if name in known)
+    return {
+        name: f"{AUTO_MODULE}:Compiled{name}@{vllm_version}"
+        for name in sorted({*multimodal, *others} - done)
+    }

@@ -10,9 +10,10 @@ and never raises.
 import functools
 import logging
 import multiprocessing
+from typing import Any
 
 from vllm_mmc import __version__, metrics
-from vllm_mmc.catalog import CATALOG
+from vllm_mmc.catalog import CATALOG, compiled_name, surveyed
 from vllm_mmc.compat import envs, vllm_logging, vllm_version
 from vllm_mmc.settings import VARIABLES, Settings
 
@@ -52,29 +53,65 @@ def _register() -> None:
             reason,
         )
         return
-    _register_models()
+    others = _register_models(settings)
     vllm_logging.join()
     metrics.expose()
     _announce(
-        "vllm_mmc %s serves, and with compile_mm_encoder compiles: %s",
+        "vllm_mmc %s serves, and with compile_mm_encoder compiles: %s; and, by a survey "
+        "of the encoder, %s more architectures (`vllm-mmc list`)",
         __version__,
         "; ".join(f"{e.architecture} ({', '.join(e.regions)})" for e in CATALOG),
+        str(others),
     )
 
 
-def _register_models() -> None:
-    """All of the catalogue, or nothing."""
-    from vllm import ModelRegistry
+def _register_models(settings: Settings) -> int:
+    """All of the catalogue, or nothing.
 
+    Returns:
+        How many architectures without a row in the catalogue are surveyed.
+    """
+    import vllm
+    from vllm import ModelRegistry
+    from vllm.model_executor.models import registry
+
+    models = {e.architecture: e.model for e in CATALOG}
+    if settings.survey:
+        models |= surveyed(
+            registry._MULTIMODAL_MODELS, registry._VLLM_MODELS, vllm.__version__
+        )
     before = dict(ModelRegistry.models)
     try:
-        for entry in CATALOG:
-            ModelRegistry.register_model(entry.architecture, entry.model)
-            ModelRegistry.register_model(entry.compiled_architecture, entry.model)
+        for architecture, model in models.items():
+            if (foreign := _foreign(before.get(architecture))) is not None:
+                _warn(
+                    "%s stays what another plugin registered, %s. For ours, ask for "
+                    "%s in --hf-overrides, or load that plugin last.",
+                    architecture,
+                    foreign,
+                    compiled_name(model),
+                )
+            else:
+                ModelRegistry.register_model(architecture, model)
+            ModelRegistry.register_model(compiled_name(model), model)
     except Exception:
         ModelRegistry.models.clear()
         ModelRegistry.models.update(before)
         raise
+    return len(models) - len(CATALOG)
+
+
+def _foreign(registered: Any) -> str | None:
+    """What serves an architecture, if it is neither vLLM's own nor ours."""
+    module = getattr(registered, "module_name", None)
+    if registered is None or (module or "").partition(".")[0] in ("vllm", "vllm_mmc"):
+        return None
+    if module is not None:
+        return f"{module}:{registered.class_name}"
+    cls = getattr(registered, "model_cls", None)
+    if cls is None or cls.__module__.partition(".")[0] in ("vllm", "vllm_mmc"):
+        return None
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 # Child processes have the same environment and packages: their main process says it,

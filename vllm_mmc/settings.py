@@ -32,13 +32,13 @@ def _setting(
     return made
 
 
-def _process_switch() -> bool:
+def _process_switch(default: bool = False) -> bool:
     def parse(value: Any) -> bool:
         if value not in (True, "1", False, "0"):
             raise ValueError
         return value in (True, "1")
 
-    return _setting(False, parse, '"0" or "1"', process=True)
+    return _setting(default, parse, '"0" or "1"', process=True)
 
 
 def _one_of(default: str, *others: str) -> str:
@@ -87,7 +87,7 @@ def _ranges(value: Any) -> tuple[tuple[int, int], ...]:
 class Settings:
     """Each field is read from the environment as `VLLM_MMC_<NAME>`.
 
-    All but `disable` and `allow_untested_vllm` may also stand in vLLM's
+    All but `disable`, `allow_untested_vllm` and `survey` may also stand in vLLM's
     `--additional-config '{"vllm_mmc": {"<name>": ...}}'`, which then decides.
     """
 
@@ -95,13 +95,17 @@ class Settings:
     """Register nothing: every model is vLLM's own."""
     allow_untested_vllm: bool = _process_switch()
     """Register with a vLLM release that this version was not tested with."""
+    survey: bool = _process_switch(default=True)
+    """Serve the multimodal architectures that have no file in this package, too: their
+    encoders are surveyed. "0" leaves them to vLLM's own classes."""
     on_error: str = _one_of("eager", "raise")
     """What to do with a region that cannot be compiled: run it eager with one
     WARNING, or raise the compiler's error."""
-    parity_check: str = _one_of("off", "first", "all")
+    parity_check: str = _one_of("auto", "off", "first", "all")
     """Compare compiled with eager at the first call: not at all, for the first
     instance of each structure, or for all instances. On a mismatch the structure runs
-    eager, with one ERROR."""
+    eager, with one ERROR. "auto" is "first" for encoders that are surveyed, and "off"
+    for those that have a file in this package."""
     compile_ranges: tuple[tuple[int, int], ...] = _setting(
         (),
         _ranges,

@@ -20,9 +20,9 @@ from transformers import PreTrainedConfig
 from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
+from mmc_testing.checkpoints import FAMILIES
+from mmc_testing.engine import tower_context
 from tests.encoder import stand_ins
-from vllm_mmc.testing.checkpoints import FAMILIES
-from vllm_mmc.testing.engine import tower_context
 
 # What a tower is called with: positional and keyword arguments.
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]

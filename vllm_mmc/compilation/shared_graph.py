@@ -48,6 +48,9 @@ class SharedGraph:
         self.spec = spec
         self.structure = structure
         self.settings = settings
+        self.parity_check = settings.parity_check
+        if self.parity_check == "auto":
+            self.parity_check = "first" if spec.surveyed else "off"
         self.shareable = True
         self.eager: str | None = None
         """Why all of it runs eager, if it does."""
@@ -85,7 +88,7 @@ class SharedGraph:
             f_locals = self._frame.locals(module, arguments)
             for accepts, run in self._graphs.get(span, ()):
                 if accepts(f_locals):
-                    if self.settings.parity_check == "all":
+                    if self.parity_check == "all":
                         return self._compared_with_eager(run, module, arguments, span)
                     return self._run(run, module, arguments, span)
         if self.eager is not None:
@@ -156,7 +159,7 @@ class SharedGraph:
             )
         for given in (arguments, self._canonical(self._signature, arguments)):
             if (run := self._known(self._frame, module, given, span)) is not None:
-                if self.settings.parity_check == "all":
+                if self.parity_check == "all":
                     return self._compared_with_eager(run, module, given, span)
                 return self._run(run, module, given, span)
         with compiler.LOCK:
@@ -374,7 +377,7 @@ class SharedGraph:
     ) -> Any:
         """Run the graph, and check its first results as `parity_check` says."""
         key = id(module), id(run)
-        if self.settings.parity_check == "off" or key in self._compared:
+        if self.parity_check == "off" or key in self._compared:
             return self._run(run, module, arguments, span)
         self._compared.add(key)
         counters.parity_checks += 1

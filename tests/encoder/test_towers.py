@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Every encoder class of vLLM: surveyed with three calls, compiled, equal to eager.
+
+By default graphs run as they are traced, which shows that regions, dimensions and
+guards are right; with Inductor the same tests are slow.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from unittest import mock
+
+import pytest
+import torch
+from vllm.config import VllmConfig
+
+from tests.encoder.towers import TOWERS, run, tower_config
+from vllm_mmc.compilation import shared_graph
+from vllm_mmc.compilation.compiler import stock_compile_off
+from vllm_mmc.compilation.counters import counters
+from vllm_mmc.encoder.model import install
+from vllm_mmc.encoder.survey import Survey, survey
+
+
+@pytest.fixture(scope="module")
+def vllm_config() -> Iterator[VllmConfig]:
+    with tower_config(compile_mm_encoder=True) as config, stock_compile_off(config):
+        yield config
+
+
+BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", TOWERS)
+def test_surveyed_and_compiled_it_equals_eager(
+    name: str,
+    backend: str,
+    vllm_config: VllmConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vllm_config.compilation_config, "backend", backend)
+    tower = TOWERS[name]
+    calls = [*tower.survey, *tower.further]
+    module = tower.build(vllm_config)
+    expected = [run(module, call) for call in calls]
+
+    found = survey(module, [partial(run, module, call) for call in tower.survey])
+    assert Survey.from_json(found.to_json()) == found
+    instances: Counter[str] = Counter()
+    for region in found.regions:
+        if len(region.paths) > 1:
+            instances[region.spec.name] += len(region.paths)
+    assert instances == tower.blocks
+
+    install(module, found, vllm_config)
+    graphs = counters.graphs
+    with mock.patch.dict(shared_graph._structures, clear=True):
+        for call, outputs in zip(calls, expected, strict=True):
+            for ours, eager in zip(run(module, call), outputs, strict=True):
+                torch.testing.assert_close(ours, eager, rtol=5e-6, atol=5e-6)
+        reasons = [s.failure or s.eager for s in shared_graph.structures()]
+    assert counters.graphs - graphs <= tower.graphs
+    assert counters.graphs > graphs, reasons
+    with counters.expect(graphs=0, rescues=0, fallbacks=0):
+        for call in calls:
+            run(module, call)
