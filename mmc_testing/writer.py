@@ -86,7 +86,7 @@ class Recipe:
     renames: Mapping[str, str] = field(default_factory=dict)
     leave_out: str = "(?!)"
     scales: Mapping[str, float] = field(default_factory=lambda: {ATTENTION: 2})
-    text_prefix: str = r"(language_model|lm_head|model\.layers|llm)"
+    text_prefix: str = r"(language_model|text_model|lm_head|layers|embed_tokens|llm)"
     mend: Callable[[dict[str, torch.Tensor], Any], None] = lambda weights, config: None
     named_tokens: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=lambda: LLAMA_ROLES)
@@ -145,9 +145,7 @@ LLAMA_ROLES = {
 }
 QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 QWEN_ROLES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-QWEN_TEMPLATE = (
-    "<|im_start|>user\n{media}{text}<|im_end|>\n<|im_start|>assistant\n"
-)
+QWEN_TEMPLATE = "<|im_start|>user\n{media}{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def text_sizes(**overrides: Any) -> dict[str, Any]:
