@@ -47,6 +47,7 @@ RECIPES: dict[str, Recipe] = {
         processor=_glmasr_processor,
         template="<|user|>\n{media}<|user|>\n{text}<|assistant|>\n",
         placeholder="<|begin_of_audio|><|pad|><|end_of_audio|>",
+        renames={r"model\.model\.": "model."},
         roles={"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
         modality="audio",
         samples=SAMPLES,

@@ -4,15 +4,19 @@
 
 from dataclasses import replace
 
-from mmc_testing import audio_recipes, vision_recipes
+from mmc_testing import audio_recipes, remote_recipes, vision_recipes
 from mmc_testing.writer import Recipe, write
 
 __all__ = ["RECIPES", "Recipe", "write"]
 
-RECIPES: dict[str, Recipe] = {**vision_recipes.RECIPES, **audio_recipes.RECIPES}
+RECIPES: dict[str, Recipe] = {
+    **vision_recipes.RECIPES,
+    **remote_recipes.RECIPES,
+    **audio_recipes.RECIPES,
+}
 
 # The same checkpoints, run by the classes of transformers.
-for name in ("llava_siglip", "gemma3", "internvl"):
+for name in ("llava_clip", "gemma3", "internvl"):
     recipe = RECIPES[name]
     RECIPES[f"transformers_{name}"] = replace(
         recipe,

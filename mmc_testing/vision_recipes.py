@@ -222,8 +222,8 @@ GEMMA_ROLES = {
 GEMMA_TEMPLATE = (
     "<bos><start_of_turn>user\n{media}{text}<end_of_turn>\n<start_of_turn>model\n"
 )
-# The embeddings are the output layer as well: at the usual spread an answer would repeat
-# the last token.
+# The embeddings are the output layer as well: at the usual spread an answer would only
+# repeat the last token.
 GEMMA_SCALES = {ATTENTION: 2, r"embed_tokens\.weight$": 0.1}
 GEMMA_NAMED = {
     "boi_token": "<start_of_image>",

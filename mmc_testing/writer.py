@@ -67,6 +67,7 @@ class Recipe:
         roles: "bos_token" and the like -> token.
         tokenizer_class: of transformers, as its published name.
         files: name -> text of further files.
+        settings: name of a JSON file -> what it says, over what is written already.
         modality: "image" or "audio".
         samples: some requests: for each item (width, height) or seconds.
         text: of a request.
@@ -92,6 +93,7 @@ class Recipe:
     roles: Mapping[str, str] = field(default_factory=lambda: LLAMA_ROLES)
     tokenizer_class: str = "PreTrainedTokenizerFast"
     files: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     modality: str = "image"
     samples: Sequence[Sequence[Any]] = (
         [(224, 224)],
@@ -149,7 +151,7 @@ QWEN_TEMPLATE = "<|im_start|>user\n{media}{text}<|im_end|>\n<|im_start|>assistan
 
 
 def text_sizes(**overrides: Any) -> dict[str, Any]:
-    """Returns the sizes of a text model of two layers, as most config classes name them.
+    """Returns the sizes of a text model of two layers, by their usual names.
 
     Args:
         overrides: further values, or others for these.
@@ -236,7 +238,16 @@ def write(
     for name in ("image_processor", "feature_extractor"):
         if part := getattr(processor, name, None):
             parts.append(part)
-    return save_checkpoint(path, parts=parts, weights=weights)
+    save_checkpoint(path, parts=parts, weights=weights)
+    # transformers writes these names where it does not look for them.
+    others = {k: v for k, v in recipe.named_tokens.items() if not k.endswith("_token")}
+    named = {"extra_special_tokens": others} if others else {}
+    changes = {**recipe.settings, "tokenizer_config.json": named}
+    for name, change in changes.items():
+        file = path / name
+        before = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**before, **change}, indent=2))
+    return path
 
 
 def _shapes(recipe: Recipe, config: Any) -> Shapes:
@@ -277,6 +288,16 @@ def published_shapes(model_class: type[nn.Module], config: Any) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in published.items()}
 
 
+def prefixed(prefix: str, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes with `prefix` before each name."""
+    return {prefix + name: tuple(shape) for name, shape in shapes.items()}
+
+
+def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a linear layer with a bias."""
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
 def _quiet(weights: Mapping[str, torch.Tensor], vocab: Ids) -> None:
     """Lets the output layer answer in visible characters."""
     for end in OUTPUT_LAYERS:
@@ -302,7 +323,7 @@ def _tokenizer(recipe: Recipe, vocab: dict[str, int]) -> Any:
         extra_special_tokens=list(recipe.special_tokens),
         chat_template=_chat_template(recipe),
         **recipe.roles,
-        **recipe.named_tokens,
+        **{k: v for k, v in recipe.named_tokens.items() if k.endswith("_token")},
     )
     return tokenizer
 
