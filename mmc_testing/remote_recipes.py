@@ -139,6 +139,12 @@ def _minicpmv_shapes(config: dict[str, Any]) -> Shapes:
     }
 
 
+def _mend_capturing() -> None:
+    import torch
+
+    torch.cuda.is_current_stream_capturing = lambda: False
+
+
 # ---------------------------------------------------------------- Kimi-VL
 
 
@@ -258,6 +264,8 @@ RECIPES: dict[str, Recipe] = {
             "limit_mm_per_prompt": {"image": 2, "video": 0},
             "trust_remote_code": True,
         },
+        cpu_fault="The resampler asks whether a CUDA graph is being captured.",
+        mend_stock=_mend_capturing,
     ),
     "kimi_vl": Recipe(
         "Kimi-VL",
@@ -303,6 +311,12 @@ RECIPES: dict[str, Recipe] = {
                 "merge_kernel_size": [2, 2],
             },
         },
-        engine_args={"limit_mm_per_prompt": {"image": 2}, "trust_remote_code": True},
+        # One by one: with vLLM's attention for MLA on CPU the text model answers
+        # otherwise when a prompt has company, pictures or not.
+        engine_args={
+            "limit_mm_per_prompt": {"image": 2},
+            "max_num_seqs": 1,
+            "trust_remote_code": True,
+        },
     ),
 }

@@ -318,7 +318,9 @@ def _gemma4_config(ids: Ids) -> Any:
             "hidden_size": 64,
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
-            "subsampling_conv_channels": [32, 8],
+            # The first is the published one. transformers takes it for the number of
+            # mel bins, and vLLM's product on CPU reads past the end if it is another.
+            "subsampling_conv_channels": [128, 8],
             "output_proj_dims": 96,
         },
         boi_token_id=ids["<|image>"],
@@ -346,6 +348,17 @@ def _gemma4_processor(tokenizer: Any) -> Any:
         Gemma4VideoProcessor(max_soft_tokens=70),
         image_seq_length=70,
     )
+
+
+def _mend_onednn() -> None:
+    from vllm import _custom_ops
+
+    product = _custom_ops.onednn_mm
+
+    def with_adjacent_values(handler: Any, x: Any, bias: Any) -> Any:
+        return product(handler, x.contiguous(), bias)
+
+    _custom_ops.onednn_mm = with_adjacent_values
 
 
 GEMMA4 = Recipe(
@@ -619,6 +632,11 @@ RECIPES: dict[str, Recipe] = {
         placeholder="<|audio|>",
         samples=([0.3], [3.0], [12.5], [5.0, 0.7]),
         text="What is said?",
+        cpu_fault=(
+            "A convolution's output reaches vLLM's oneDNN product transposed, which "
+            "takes rows of adjacent values only."
+        ),
+        mend_stock=_mend_onednn,
     ),
     "llava_onevision": Recipe(
         "LLaVA-OneVision",

@@ -73,6 +73,8 @@ class Recipe:
         text: of a request.
         engine_args: beside `default_engine_args`.
         audio_rate: samples per second of what is sent.
+        cpu_fault: why vLLM's own class fails on CPU with this one; "" if it does not.
+        mend_stock: sets that right for the life of this process.
     """
 
     title: str
@@ -106,6 +108,8 @@ class Recipe:
         default_factory=lambda: {"limit_mm_per_prompt": {"image": 2}}
     )
     audio_rate: int = media.SPEECH_RATE
+    cpu_fault: str = ""
+    mend_stock: Callable[[], None] = lambda: None
 
     def write(self, path: Path | str, **kwargs: Any) -> Path:
         """Writes the checkpoint, as `write` does."""
