@@ -4,7 +4,7 @@
 
 from typing import Any
 
-from mmc_testing.writer import Ids, Recipe, text_sizes, vision_sizes
+from mmc_testing.writer import ATTENTION, Ids, Recipe, text_sizes, vision_sizes
 
 
 def _glmasr_config(ids: Ids) -> Any:
@@ -45,6 +45,8 @@ RECIPES: dict[str, Recipe] = {
         processor=_glmasr_processor,
         template="<|user|>\n{media}<|user|>\n{text}<|assistant|>\n",
         placeholder="<|begin_of_audio|><|pad|><|end_of_audio|>",
+        # Else the sound hardly changes what comes out.
+        scales={ATTENTION: 2, r"audio_tower\.conv1\.weight$": 8},
         renames={r"model\.model\.": "model."},
         roles={"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
         modality="audio",

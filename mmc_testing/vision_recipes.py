@@ -350,6 +350,13 @@ def _gemma4_processor(tokenizer: Any) -> Any:
     )
 
 
+def _widen_clips(weights: dict[str, Any], config: Any) -> None:
+    """Lets the audio tower's clipped layers pass most of what they get."""
+    for name, tensor in weights.items():
+        if name.endswith(("put_min", "put_max")):
+            tensor.mul_(-4 if name.endswith("_min") else 4)
+
+
 def _mend_onednn() -> None:
     from vllm import _custom_ops
 
@@ -387,6 +394,7 @@ GEMMA4 = Recipe(
         "eoa_token": "<audio|>",
         "audio_token": "<|audio|>",
     },
+    mend=_widen_clips,
     # Embeddings of tokens, layer by layer, are the third thing to weaken.
     scales={ATTENTION: 2, r"embed_tokens(_per_layer)?\.weight$": 0.3},
     engine_args={"limit_mm_per_prompt": {"image": 2, "video": 0, "audio": 2}},

@@ -32,10 +32,18 @@ VISION_HIDDEN = 64
 Ids = Mapping[str, int]
 Shapes = Mapping[str, Sequence[int]]
 
-# Where the names in transformers' classes differ from the published ones, and neither
-# transformers' own table nor vLLM knows both.
 OUTPUT_LAYERS = ("lm_head.weight", "embed_tokens.weight")
-ATTENTION = r"self_attn\.(q_proj|k_proj)\.weight$|(q_norm|k_norm)\.weight$"
+TEXT = r"^(model\.)?(language_model|text_model|layers|llm)\..*"
+ATTENTION = TEXT + r"(self_attn\.(q_proj|k_proj)|q_norm|k_norm)\.weight$"
+
+
+LLAMA_TOKENS = ("<s>", "</s>", "<unk>", "<pad>")
+LLAMA_ROLES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,6 @@ class Recipe:
         scales: pattern of published names -> factor on top of the usual spread. By
             default queries and keys of the text model are sharpened, so that an answer
             depends on the picture.
-        text_prefix: of the published names of the text model, a pattern.
         mend: changes the weights in place, given the config.
         named_tokens: attribute of the tokenizer -> token, for processors that ask it.
         roles: "bos_token" and the like -> token.
@@ -89,7 +96,6 @@ class Recipe:
     renames: Mapping[str, str] = field(default_factory=dict)
     leave_out: str = "(?!)"
     scales: Mapping[str, float] = field(default_factory=lambda: {ATTENTION: 2})
-    text_prefix: str = r"(language_model|text_model|lm_head|layers|embed_tokens|llm)"
     mend: Callable[[dict[str, torch.Tensor], Any], None] = lambda weights, config: None
     named_tokens: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=lambda: LLAMA_ROLES)
@@ -142,13 +148,6 @@ class Recipe:
         return "{} x {} photograph".format(*item)
 
 
-LLAMA_TOKENS = ("<s>", "</s>", "<unk>", "<pad>")
-LLAMA_ROLES = {
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "pad_token": "<pad>",
-}
 QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 QWEN_ROLES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 QWEN_TEMPLATE = "<|im_start|>user\n{media}{text}<|im_end|>\n<|im_start|>assistant\n"
@@ -223,9 +222,7 @@ def write(
     weights = random_weights(_shapes(recipe, config), seed=seed, dtype=dtype)
     for pattern, factor in recipe.scales.items():
         for name, tensor in weights.items():
-            if re.match(f"(model\\.)?{recipe.text_prefix}", name) and re.search(
-                pattern, name
-            ):
+            if re.search(pattern, name):
                 tensor *= factor
     _quiet(weights, vocab)
     recipe.mend(weights, config)
