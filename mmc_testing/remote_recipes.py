@@ -209,6 +209,82 @@ def _kimi_vl_shapes(config: Any) -> Shapes:
     }
 
 
+# ---------------------------------------------------------------- Nemotron, hearing
+
+
+def _nemotron_config(ids: Ids) -> dict[str, Any]:
+    return {
+        "model_type": "NemotronH_Nano_VL_V2",
+        "auto_map": {"AutoConfig": "configuration_nemotron_vl.NemotronVLConfig"},
+        "llm_config": {
+            "architectures": ["NemotronHForCausalLM"],
+            "model_type": "nemotron_h",
+            **text_sizes(num_hidden_layers=4),
+            "layers_block_type": ["attention", "mlp", "attention", "mlp"],
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 64,
+            "n_groups": 2,
+            "ssm_state_size": 16,
+            "dtype": "bfloat16",
+        },
+        # There is no smaller tower. No picture is taken, so it has no weights here.
+        "vision_config": {
+            "args": {"model": "vit_small_patch16_224", "teachers": []},
+            "patch_size": 16,
+        },
+        "sound_config": {
+            **vision_sizes(hidden_act="silu"),
+            "convolution_bias": False,
+            "conv_kernel_size": 9,
+            "num_mel_bins": 128,
+            "subsampling_factor": 8,
+            "subsampling_conv_channels": 32,
+            "subsampling_conv_kernel_size": 3,
+            "subsampling_conv_stride": 2,
+            "sampling_rate": 16000,
+            "projection_hidden_size": 192,
+            "projection_bias": False,
+        },
+        "downsample_ratio": 0.5,
+        "force_image_size": 128,
+        "patch_size": 16,
+        "vit_hidden_size": 384,
+        "projector_hidden_size": 192,
+        "image_tag_type": "internvl",
+        "norm_mean": [0.5, 0.5, 0.5],
+        "norm_std": [0.5, 0.5, 0.5],
+        "ps_version": "v2",
+        "template": "nemotron5h-aligned-sft",
+        "use_thumbnail": True,
+    }
+
+
+def _nemotron_shapes(config: dict[str, Any]) -> Shapes:
+    from transformers import (
+        NemotronHConfig,
+        NemotronHForCausalLM,
+        ParakeetEncoder,
+        ParakeetEncoderConfig,
+    )
+
+    text = NemotronHConfig(**config["llm_config"])
+    encoder = ParakeetEncoderConfig(
+        **config["sound_config"], scale_input=False, attention_bias=False
+    )
+    return {
+        **prefixed("language_model.", published_shapes(NemotronHForCausalLM, text)),
+        **prefixed(
+            "sound_encoder.encoder.", published_shapes(ParakeetEncoder, encoder)
+        ),
+        "sound_projection.norm.weight": (VISION_HIDDEN,),
+        "sound_projection.linear1.weight": (192, VISION_HIDDEN),
+        "sound_projection.linear2.weight": (HIDDEN, 192),
+        "mlp1.0.weight": (4 * 384,),
+        "mlp1.1.weight": (192, 4 * 384),
+        "mlp1.3.weight": (HIDDEN, 192),
+    }
+
+
 RECIPES: dict[str, Recipe] = {
     "internvl_chat": Recipe(
         "InternVL 3, own format",
@@ -316,6 +392,36 @@ RECIPES: dict[str, Recipe] = {
         engine_args={
             "limit_mm_per_prompt": {"image": 2},
             "max_num_seqs": 1,
+            "trust_remote_code": True,
+        },
+    ),
+    "nemotron_parakeet": Recipe(
+        "Nemotron Nano Omni (Parakeet)",
+        "NemotronH_Nano_VL_V2",
+        config=_nemotron_config,
+        hf_class="",
+        shapes=_nemotron_shapes,
+        leave_out="num_batches_tracked",
+        special_tokens=(
+            *QWEN_TOKENS,
+            "<img>",
+            "</img>",
+            "<image>",
+            "<so_start>",
+            "<so_end>",
+            "<so_embedding>",
+        ),
+        template=QWEN_TEMPLATE,
+        placeholder="<so_embedding>",
+        roles=QWEN_ROLES,
+        files=_code("configuration_nemotron_vl.py"),
+        modality="audio",
+        samples=([0.3], [3.0], [12.5], [5.0, 0.7]),
+        text="What is said?",
+        # The projection takes the encoder's output in bfloat16, whatever its own type.
+        engine_args={
+            "limit_mm_per_prompt": {"audio": 2, "image": 0, "video": 0},
+            "dtype": "bfloat16",
             "trust_remote_code": True,
         },
     ),
