@@ -4,13 +4,14 @@
 
 from dataclasses import replace
 
-from mmc_testing import audio_recipes, remote_recipes, vision_recipes
+from mmc_testing import audio_recipes, gemma_recipes, remote_recipes, vision_recipes
 from mmc_testing.writer import Recipe, write
 
 __all__ = ["RECIPES", "Recipe", "write"]
 
 RECIPES: dict[str, Recipe] = {
     **vision_recipes.RECIPES,
+    **gemma_recipes.RECIPES,
     **remote_recipes.RECIPES,
     **audio_recipes.RECIPES,
 }

@@ -198,209 +198,6 @@ def _mistral3_processor(tokenizer: Any) -> Any:
     )
 
 
-# ---------------------------------------------------------------- Gemma
-
-GEMMA_TOKENS = (
-    "<pad>",
-    "<eos>",
-    "<bos>",
-    "<unk>",
-    "<start_of_turn>",
-    "<end_of_turn>",
-    # vLLM asks for these by name.
-    "\n",
-    "\n\n",
-    "\n\n\n",
-    "\n\n\n\n",
-)
-GEMMA_ROLES = {
-    "bos_token": "<bos>",
-    "eos_token": "<eos>",
-    "unk_token": "<unk>",
-    "pad_token": "<pad>",
-}
-GEMMA_TEMPLATE = (
-    "<bos><start_of_turn>user\n{media}{text}<end_of_turn>\n<start_of_turn>model\n"
-)
-# The embeddings are the output layer as well: at the usual spread an answer would only
-# repeat the last token.
-GEMMA_SCALES = {ATTENTION: 2, r"embed_tokens\.weight$": 0.1}
-GEMMA_NAMED = {
-    "boi_token": "<start_of_image>",
-    "eoi_token": "<end_of_image>",
-    "image_token": "<image_soft_token>",
-}
-
-
-def _gemma3_config(ids: Ids) -> Any:
-    from transformers import Gemma3Config
-
-    return Gemma3Config(
-        text_config=text_sizes(
-            tie_word_embeddings=True,
-            query_pre_attn_scalar=32,
-            sliding_window=512,
-            layer_types=["sliding_attention", "full_attention"],
-        ),
-        vision_config=vision_sizes(
-            image_size=112, patch_size=14, vision_use_head=False
-        ),
-        mm_tokens_per_image=16,
-        boi_token_index=ids["<start_of_image>"],
-        eoi_token_index=ids["<end_of_image>"],
-        image_token_index=ids["<image_soft_token>"],
-        tie_word_embeddings=True,
-    )
-
-
-def _gemma3_processor(tokenizer: Any) -> Any:
-    from transformers import Gemma3ImageProcessor, Gemma3Processor
-
-    return Gemma3Processor(
-        Gemma3ImageProcessor(size={"height": 112, "width": 112}),
-        tokenizer,
-        image_seq_length=16,
-    )
-
-
-def _paligemma_config(ids: Ids) -> Any:
-    from transformers import PaliGemmaConfig
-
-    return PaliGemmaConfig(
-        text_config={
-            "model_type": "gemma",
-            **text_sizes(tie_word_embeddings=True, num_image_tokens=64),
-        },
-        vision_config={
-            "model_type": "siglip_vision_model",
-            **vision_sizes(
-                image_size=112,
-                patch_size=14,
-                projection_dim=HIDDEN,
-                vision_use_head=False,
-            ),
-        },
-        image_token_index=ids["<image>"],
-        projection_dim=HIDDEN,
-        hidden_size=HIDDEN,
-    )
-
-
-def _paligemma_processor(tokenizer: Any) -> Any:
-    from transformers import PaliGemmaProcessor, SiglipImageProcessor
-
-    images = SiglipImageProcessor(size={"height": 112, "width": 112})
-    images.image_seq_length = 64
-    return PaliGemmaProcessor(images, tokenizer)
-
-
-def _gemma4_config(ids: Ids) -> Any:
-    from transformers import Gemma4Config
-
-    return Gemma4Config(
-        text_config=text_sizes(
-            tie_word_embeddings=True,
-            global_head_dim=64,
-            vocab_size_per_layer_input=384,
-            hidden_size_per_layer_input=32,
-            sliding_window=512,
-            layer_types=["sliding_attention", "full_attention"],
-        ),
-        vision_config=vision_sizes(
-            num_key_value_heads=4,
-            head_dim=16,
-            patch_size=16,
-            pooling_kernel_size=3,
-            position_embedding_size=256,
-            default_output_length=70,
-        ),
-        audio_config={
-            "hidden_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            # The first is the published one. transformers takes it for the number of
-            # mel bins, and vLLM's product on CPU reads past the end if it is another.
-            "subsampling_conv_channels": [128, 8],
-            "output_proj_dims": 96,
-        },
-        boi_token_id=ids["<|image>"],
-        eoi_token_id=ids["<image|>"],
-        image_token_id=ids["<|image|>"],
-        video_token_id=ids["<|video|>"],
-        boa_token_id=ids["<|audio>"],
-        eoa_token_index=ids["<audio|>"],
-        audio_token_id=ids["<|audio|>"],
-    )
-
-
-def _gemma4_processor(tokenizer: Any) -> Any:
-    from transformers import (
-        Gemma4AudioFeatureExtractor,
-        Gemma4ImageProcessor,
-        Gemma4Processor,
-        Gemma4VideoProcessor,
-    )
-
-    return Gemma4Processor(
-        Gemma4AudioFeatureExtractor(),
-        Gemma4ImageProcessor(max_soft_tokens=70),
-        tokenizer,
-        Gemma4VideoProcessor(max_soft_tokens=70),
-        image_seq_length=70,
-    )
-
-
-def _widen_clips(weights: dict[str, Any], config: Any) -> None:
-    """Lets the audio tower's clipped layers pass most of what they get."""
-    for name, tensor in weights.items():
-        if name.endswith(("put_min", "put_max")):
-            tensor.mul_(-4 if name.endswith("_min") else 4)
-
-
-def _mend_onednn() -> None:
-    from vllm import _custom_ops
-
-    product = _custom_ops.onednn_mm
-
-    def with_adjacent_values(handler: Any, x: Any, bias: Any) -> Any:
-        return product(handler, x.contiguous(), bias)
-
-    _custom_ops.onednn_mm = with_adjacent_values
-
-
-GEMMA4 = Recipe(
-    "Gemma 4",
-    "Gemma4ForConditionalGeneration",
-    config=_gemma4_config,
-    special_tokens=(
-        *GEMMA_TOKENS,
-        "<|image>",
-        "<image|>",
-        "<|image|>",
-        "<|video|>",
-        "<|audio>",
-        "<audio|>",
-        "<|audio|>",
-    ),
-    processor=_gemma4_processor,
-    template=GEMMA_TEMPLATE,
-    placeholder="<|image|>",
-    roles=GEMMA_ROLES,
-    named_tokens={
-        "boi_token": "<|image>",
-        "eoi_token": "<image|>",
-        "image_token": "<|image|>",
-        "boa_token": "<|audio>",
-        "eoa_token": "<audio|>",
-        "audio_token": "<|audio|>",
-    },
-    mend=_widen_clips,
-    # Embeddings of tokens, layer by layer, are the third thing to weaken.
-    scales={ATTENTION: 2, r"embed_tokens(_per_layer)?\.weight$": 0.3},
-    engine_args={"limit_mm_per_prompt": {"image": 2, "video": 0, "audio": 2}},
-)
-
-
 # ---------------------------------------------------------------- LLaVA-OneVision
 
 
@@ -504,11 +301,25 @@ def _idefics3_processor(tokenizer: Any) -> Any:
 
 # ---------------------------------------------------------------- GLM
 
+GLM_TOKENS = (
+    "<|endoftext|>",
+    "[gMASK]",
+    "<sop>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+    "<|image|>",
+    "<|video|>",
+)
 
-def _glm4v_config(ids: Ids) -> Any:
-    from transformers import Glm4vConfig
 
-    return Glm4vConfig(
+def _glm_config(ids: Ids, name: str) -> Any:
+    import transformers
+
+    return getattr(transformers, name)(
         text_config=text_sizes(
             pad_token_id=ids["<|endoftext|>"],
             eos_token_id=[ids["<|endoftext|>"], ids["<|user|>"]],
@@ -538,13 +349,59 @@ def _glm4v_config(ids: Ids) -> Any:
     )
 
 
-def _glm4v_processor(tokenizer: Any) -> Any:
-    from transformers import Glm4vImageProcessor, Glm4vProcessor, Glm4vVideoProcessor
+def _glm_processor(tokenizer: Any, family: str) -> Any:
+    import transformers
 
     size = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 512}
-    return Glm4vProcessor(
-        Glm4vImageProcessor(size=size), tokenizer, Glm4vVideoProcessor(size=size)
+    images, videos, processor = (
+        getattr(transformers, family + name)
+        for name in ("ImageProcessor", "VideoProcessor", "Processor")
     )
+    return processor(images(size=size), tokenizer, videos(size=size))
+
+
+def _glm(title: str, family: str, processor: str) -> Recipe:
+    return Recipe(
+        title,
+        f"{family}ForConditionalGeneration",
+        config=lambda ids: _glm_config(ids, f"{family}Config"),
+        special_tokens=GLM_TOKENS,
+        processor=lambda tokenizer: _glm_processor(tokenizer, processor),
+        template="[gMASK]<sop><|user|>\n{media}{text}<|assistant|>\n",
+        placeholder="<|begin_of_image|><|image|><|end_of_image|>",
+        roles={"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        engine_args=NO_VIDEO,
+    )
+
+
+# ---------------------------------------------------------------- PaddleOCR
+
+
+def _paddleocr_config(ids: Ids) -> Any:
+    from transformers import PaddleOCRVLConfig
+
+    return PaddleOCRVLConfig(
+        text_config=text_sizes(
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 500000.0,
+                "mrope_section": [4, 6, 6],
+            }
+        ),
+        vision_config=vision_sizes(image_size=112, patch_size=14),
+        image_token_id=ids["<|IMAGE_PLACEHOLDER|>"],
+        video_token_id=ids["<|VIDEO_PLACEHOLDER|>"],
+        vision_start_token_id=ids["<|IMAGE_START|>"],
+        vision_end_token_id=ids["<|IMAGE_END|>"],
+        tie_word_embeddings=False,
+    )
+
+
+def _paddleocr_processor(tokenizer: Any) -> Any:
+    from transformers import PaddleOCRVLImageProcessor, PaddleOCRVLProcessor
+
+    size = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 512}
+    return PaddleOCRVLProcessor(PaddleOCRVLImageProcessor(size=size), tokenizer)
 
 
 # ---------------------------------------------------------------- all
@@ -604,48 +461,6 @@ RECIPES: dict[str, Recipe] = {
         template="<s>[INST]{media}{text}[/INST]",
         placeholder="[IMG]",
     ),
-    "gemma3": Recipe(
-        "Gemma 3",
-        "Gemma3ForConditionalGeneration",
-        config=_gemma3_config,
-        special_tokens=(*GEMMA_TOKENS, *GEMMA_NAMED.values()),
-        processor=_gemma3_processor,
-        template=GEMMA_TEMPLATE,
-        placeholder="<start_of_image>",
-        roles=GEMMA_ROLES,
-        scales=GEMMA_SCALES,
-        named_tokens=GEMMA_NAMED,
-        renames={r"vision_tower\.(?!vision_model)": "vision_tower.vision_model."},
-    ),
-    "paligemma": Recipe(
-        "PaliGemma",
-        "PaliGemmaForConditionalGeneration",
-        config=_paligemma_config,
-        special_tokens=(*GEMMA_TOKENS, "<image>"),
-        processor=_paligemma_processor,
-        template="{media}{text}",
-        placeholder="",
-        roles=GEMMA_ROLES,
-        scales=GEMMA_SCALES,
-        named_tokens={"image_token": "<image>"},
-        renames={r"vision_tower\.(?!vision_model)": "vision_tower.vision_model."},
-        samples=([(224, 224)], [(448, 336)], [(504, 588)], [(280, 130)]),
-        engine_args={"limit_mm_per_prompt": {"image": 1}},
-    ),
-    "gemma4": GEMMA4,
-    "gemma4_audio": replace(
-        GEMMA4,
-        title="Gemma 4, hearing",
-        modality="audio",
-        placeholder="<|audio|>",
-        samples=([0.3], [3.0], [12.5], [5.0, 0.7]),
-        text="What is said?",
-        cpu_fault=(
-            "A convolution's output reaches vLLM's oneDNN product transposed, which "
-            "takes rows of adjacent values only."
-        ),
-        mend_stock=_mend_onednn,
-    ),
     "llava_onevision": Recipe(
         "LLaVA-OneVision",
         "LlavaOnevisionForConditionalGeneration",
@@ -691,27 +506,22 @@ RECIPES: dict[str, Recipe] = {
         template="<s>User:{media}{text}<end_of_utterance>\nAssistant:",
         placeholder="<image>",
     ),
-    "glm4_1v": Recipe(
-        "GLM-4.1V",
-        "Glm4vForConditionalGeneration",
-        config=_glm4v_config,
+    "glm4_1v": _glm("GLM-4.1V", "Glm4v", "Glm4v"),
+    "glm_ocr": _glm("GLM-OCR", "GlmOcr", "Glm46V"),
+    "paddleocr_vl": Recipe(
+        "PaddleOCR-VL",
+        "PaddleOCRVLForConditionalGeneration",
+        config=_paddleocr_config,
         special_tokens=(
-            "<|endoftext|>",
-            "[gMASK]",
-            "<sop>",
-            "<|user|>",
-            "<|assistant|>",
-            "<|begin_of_image|>",
-            "<|end_of_image|>",
-            "<|begin_of_video|>",
-            "<|end_of_video|>",
-            "<|image|>",
-            "<|video|>",
+            *LLAMA_TOKENS,
+            "<|IMAGE_PLACEHOLDER|>",
+            "<|VIDEO_PLACEHOLDER|>",
+            "<|IMAGE_START|>",
+            "<|IMAGE_END|>",
         ),
-        processor=_glm4v_processor,
-        template="[gMASK]<sop><|user|>\n{media}{text}<|assistant|>\n",
-        placeholder="<|begin_of_image|><|image|><|end_of_image|>",
-        roles={"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-        engine_args=NO_VIDEO,
+        processor=_paddleocr_processor,
+        template="<s>User: {media}{text}\nAssistant: ",
+        placeholder="<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",
+        named_tokens={"image_token": "<|IMAGE_PLACEHOLDER|>"},
     ),
 }
