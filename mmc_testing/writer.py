@@ -332,11 +332,13 @@ def _tokenizer(recipe: Recipe, vocab: dict[str, int]) -> Any:
 def _chat_template(recipe: Recipe) -> str:
     """Returns a chat template that makes the same of a user turn as `prompt`."""
     start, rest = recipe.template.split("{media}")
-    between, end = rest.split("{text}")
-    placeholder = recipe.placeholder.replace("{i}", "{{ loop.index }}")
+    between, end = map(_literal, rest.split("{text}"))
+    placeholder = "{{ loop.index }}".join(
+        _literal(part) for part in recipe.placeholder.split("{i}")
+    )
     return (
         "{% for message in messages %}"
-        + start
+        + _literal(start)
         + "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] if part['type'] != 'text' %}"
         + placeholder
@@ -345,3 +347,8 @@ def _chat_template(recipe: Recipe) -> str:
         + "{% for part in message['content'] if part['type'] == 'text' %}"
         "{{ part['text'] }}{% endfor %}{% endif %}" + end + "{% endfor %}"
     )
+
+
+def _literal(text: str) -> str:
+    """Returns the text for a template, safe from the newlines that Jinja drops."""
+    return "{{ " + json.dumps(text) + " }}"
