@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Recipes of models that are published with code, here with stand-ins for it.
+
+Such an engine needs `trust_remote_code`. The names of the parameters are those of the
+published files; transformers has a class for the text model at most.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mmc_testing.writer import (
+    HIDDEN,
+    QWEN_ROLES,
+    QWEN_TEMPLATE,
+    QWEN_TOKENS,
+    VISION_HIDDEN,
+    Ids,
+    Recipe,
+    linear,
+    prefixed,
+    published_shapes,
+    text_sizes,
+    vision_sizes,
+)
+
+INNER = 172  # of a vision block's two linear layers
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _code(*names: str) -> dict[str, str]:
+    folder = Path(__file__).parent / "remote_code"
+    return {name: (folder / name).read_text() for name in names}
+
+
+# ---------------------------------------------------------------- InternVL, own format
+
+
+def _internvl_config(ids: Ids) -> dict[str, Any]:
+    return {
+        "model_type": "internvl_chat",
+        "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"},
+        "vision_config": {
+            **vision_sizes(image_size=112, patch_size=14),
+            "hidden_act": "gelu",
+            "initializer_factor": 1.0,
+            "layer_norm_eps": 1e-6,
+            "norm_type": "layer_norm",
+            "qk_normalization": False,
+            "qkv_bias": True,
+        },
+        "llm_config": {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            **text_sizes(),
+        },
+        "downsample_ratio": 0.5,
+        "dynamic_image_size": True,
+        "force_image_size": 112,
+        "max_dynamic_patch": 6,
+        "min_dynamic_patch": 1,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "use_thumbnail": True,
+        "tie_word_embeddings": False,
+    }
+
+
+def _internvl_shapes(config: dict[str, Any]) -> Shapes:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    text = Qwen2Config(**config["llm_config"])
+    width = VISION_HIDDEN
+    found = prefixed("language_model.", published_shapes(Qwen2ForCausalLM, text))
+    found |= {
+        "vision_model.embeddings.class_embedding": (1, 1, width),
+        "vision_model.embeddings.position_embedding": (1, 65, width),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        "vision_model.embeddings.patch_embedding.bias": (width,),
+        "mlp1.0.weight": (4 * width,),
+        "mlp1.0.bias": (4 * width,),
+        **linear("mlp1.1", 4 * width, HIDDEN),
+        **linear("mlp1.3", HIDDEN, HIDDEN),
+    }
+    for layer in range(config["vision_config"]["num_hidden_layers"]):
+        block = f"vision_model.encoder.layers.{layer}."
+        vectors = ("ls1", "ls2", "norm1.weight", "norm1.bias", "norm2.weight")
+        found |= {block + name: (width,) for name in (*vectors, "norm2.bias")}
+        found |= linear(block + "attn.qkv", width, 3 * width)
+        found |= linear(block + "attn.proj", width, width)
+        found |= linear(block + "mlp.fc1", width, INNER)
+        found |= linear(block + "mlp.fc2", INNER, width)
+    return found
+
+
+# ---------------------------------------------------------------- MiniCPM-V 2.6
+
+
+def _minicpmv_config(ids: Ids) -> dict[str, Any]:
+    return {
+        "model_type": "minicpmv",
+        "auto_map": {"AutoConfig": "configuration_minicpm.MiniCPMVConfig"},
+        "version": 2.6,
+        **text_sizes(bos_token_id=ids["<|im_start|>"], eos_token_id=ids["<|im_end|>"]),
+        "vision_config": vision_sizes(image_size=560, patch_size=14),
+        "image_size": 112,
+        "max_slice_num": 4,
+        "query_num": 16,
+        "drop_vision_last_layer": False,
+    }
+
+
+def _minicpmv_shapes(config: dict[str, Any]) -> Shapes:
+    from transformers import (
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+    )
+
+    text = Qwen2Config(**text_sizes())
+    vision = SiglipVisionConfig(**config["vision_config"], vision_use_head=False)
+    tower = published_shapes(SiglipVisionModel, vision)
+    tower = {name.removeprefix("vision_model."): tower[name] for name in tower}
+    norms = ("ln_q", "ln_kv", "ln_post")
+    resampler: Shapes = {
+        "query": (16, HIDDEN),
+        "kv_proj.weight": (HIDDEN, VISION_HIDDEN),
+        "attn.in_proj_weight": (3 * HIDDEN, HIDDEN),
+        "attn.in_proj_bias": (3 * HIDDEN,),
+        **linear("attn.out_proj", HIDDEN, HIDDEN),
+        "proj": (HIDDEN, HIDDEN),
+        **{f"{norm}.{end}": (HIDDEN,) for norm in norms for end in ("weight", "bias")},
+    }
+    return {
+        **prefixed("llm.", published_shapes(Qwen2ForCausalLM, text)),
+        **prefixed("vpm.", tower),
+        **prefixed("resampler.", resampler),
+    }
+
+
+def _mend_capturing() -> None:
+    import torch
+
+    torch.cuda.is_current_stream_capturing = lambda: False
+
+
+# ---------------------------------------------------------------- Kimi-VL
+
+
+def _kimi_vl_config(ids: Ids) -> Any:
+    from vllm.transformers_utils.configs.kimi_vl import KimiVLConfig
+
+    return KimiVLConfig(
+        vision_config={
+            **vision_sizes(patch_size=14),
+            "init_pos_emb_height": 16,
+            "init_pos_emb_width": 16,
+            "merge_kernel_size": [2, 2],
+        },
+        text_config={
+            **text_sizes(num_key_value_heads=4),
+            # The sizes of a key are the published ones: the kernel on CPU has no other.
+            "kv_lora_rank": 512,
+            "q_lora_rank": None,
+            "qk_rope_head_dim": 64,
+            "qk_nope_head_dim": 128,
+            "v_head_dim": 128,
+            "head_dim": 64,
+            "first_k_dense_replace": 2,
+            "n_routed_experts": 4,
+        },
+        media_placeholder_token_id=ids["<|media_pad|>"],
+        pad_token_id=ids["[PAD]"],
+    )
+
+
+def _kimi_vl_shapes(config: Any) -> Shapes:
+    from transformers import DeepseekV2ForCausalLM
+
+    width, layers = VISION_HIDDEN, config.vision_config.num_hidden_layers
+    text = published_shapes(DeepseekV2ForCausalLM, config.text_config)
+    found = prefixed("language_model.", text)
+    tower: Shapes = {
+        "patch_embed.proj.weight": (width, 3, 14, 14),
+        "patch_embed.proj.bias": (width,),
+        "patch_embed.pos_emb.weight": (16, 16, width),
+        "encoder.final_layernorm.weight": (width,),
+        "encoder.final_layernorm.bias": (width,),
+    }
+    for layer in range(layers):
+        block = f"encoder.blocks.{layer}."
+        for norm in ("norm0", "norm1"):
+            tower |= {f"{block}{norm}.{end}": (width,) for end in ("weight", "bias")}
+        tower |= linear(block + "wqkv", width, 3 * width)
+        tower |= linear(block + "wo", width, width)
+        tower |= linear(block + "mlp.fc0", width, INNER)
+        tower |= linear(block + "mlp.fc1", INNER, width)
+    projector: Shapes = {
+        "pre_norm.weight": (width,),
+        "pre_norm.bias": (width,),
+        **linear("linear_1", 4 * width, 4 * width),
+        **linear("linear_2", 4 * width, HIDDEN),
+    }
+    return {
+        **found,
+        **prefixed("vision_tower.", tower),
+        **prefixed("multi_modal_projector.", projector),
+    }
+
+
+# ---------------------------------------------------------------- Nemotron, hearing
+
+
+def _nemotron_config(ids: Ids) -> dict[str, Any]:
+    return {
+        "model_type": "NemotronH_Nano_VL_V2",
+        "auto_map": {"AutoConfig": "configuration_nemotron_vl.NemotronVLConfig"},
+        "llm_config": {
+            "architectures": ["NemotronHForCausalLM"],
+            "model_type": "nemotron_h",
+            **text_sizes(num_hidden_layers=4),
+            # No Mamba: vLLM's fails on CPU with prompts of some lengths.
+            "layers_block_type": ["attention", "mlp", "attention", "mlp"],
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 64,
+            "n_groups": 2,
+            "ssm_state_size": 16,
+            "dtype": "bfloat16",
+        },
+        # There is no smaller tower. No picture is taken, so it has no weights here.
+        "vision_config": {
+            "args": {"model": "vit_small_patch16_224", "teachers": []},
+            "patch_size": 16,
+        },
+        "sound_config": {
+            **vision_sizes(hidden_act="silu"),
+            "convolution_bias": False,
+            "conv_kernel_size": 9,
+            "num_mel_bins": 128,
+            "subsampling_factor": 8,
+            "subsampling_conv_channels": 32,
+            "subsampling_conv_kernel_size": 3,
+            "subsampling_conv_stride": 2,
+            "sampling_rate": 16000,
+            "projection_hidden_size": 192,
+            "projection_bias": False,
+        },
+        "downsample_ratio": 0.5,
+        "force_image_size": 128,
+        "patch_size": 16,
+        "vit_hidden_size": 384,
+        "projector_hidden_size": 192,
+        "image_tag_type": "internvl",
+        "norm_mean": [0.5, 0.5, 0.5],
+        "norm_std": [0.5, 0.5, 0.5],
+        "ps_version": "v2",
+        "template": "nemotron5h-aligned-sft",
+        "use_thumbnail": True,
+    }
+
+
+def _nemotron_shapes(config: dict[str, Any]) -> Shapes:
+    from transformers import (
+        NemotronHConfig,
+        NemotronHForCausalLM,
+        ParakeetEncoder,
+        ParakeetEncoderConfig,
+    )
+
+    text = NemotronHConfig(**config["llm_config"])
+    encoder = ParakeetEncoderConfig(
+        **config["sound_config"], scale_input=False, attention_bias=False
+    )
+    return {
+        **prefixed("language_model.", published_shapes(NemotronHForCausalLM, text)),
+        **prefixed(
+            "sound_encoder.encoder.", published_shapes(ParakeetEncoder, encoder)
+        ),
+        "sound_projection.norm.weight": (VISION_HIDDEN,),
+        "sound_projection.linear1.weight": (192, VISION_HIDDEN),
+        "sound_projection.linear2.weight": (HIDDEN, 192),
+        "mlp1.0.weight": (4 * 384,),
+        "mlp1.1.weight": (192, 4 * 384),
+        "mlp1.3.weight": (HIDDEN, 192),
+    }
+
+
+RECIPES: dict[str, Recipe] = {
+    "internvl_chat": Recipe(
+        "InternVL 3, own format",
+        "InternVLChatModel",
+        config=_internvl_config,
+        hf_class="",
+        shapes=_internvl_shapes,
+        special_tokens=(*QWEN_TOKENS, "<img>", "</img>", "<IMG_CONTEXT>"),
+        template=QWEN_TEMPLATE,
+        placeholder="<image>\n",
+        roles=QWEN_ROLES,
+        files=_code("configuration_internvl_chat.py"),
+        engine_args={"limit_mm_per_prompt": {"image": 2}, "trust_remote_code": True},
+    ),
+    "minicpmv": Recipe(
+        "MiniCPM-V 2.6",
+        "MiniCPMV",
+        config=_minicpmv_config,
+        hf_class="",
+        shapes=_minicpmv_shapes,
+        special_tokens=(
+            *QWEN_TOKENS,
+            "<unk>",
+            "<image>",
+            "</image>",
+            "<slice>",
+            "</slice>",
+            "<image_id>",
+            "</image_id>",
+        ),
+        template=QWEN_TEMPLATE,
+        placeholder="(<image>./</image>)",
+        roles=QWEN_ROLES | {"bos_token": "<|im_start|>", "unk_token": "<unk>"},
+        named_tokens={"im_start": "<image>", "im_end": "</image>"},
+        files=_code("configuration_minicpm.py", "image_processing_minicpmv.py"),
+        settings={
+            "processor_config.json": {"processor_class": "MiniCPMVProcessor"},
+            "preprocessor_config.json": {
+                "image_processor_type": "MiniCPMVImageProcessor",
+                "auto_map": {
+                    "AutoImageProcessor": (
+                        "image_processing_minicpmv.MiniCPMVImageProcessor"
+                    )
+                },
+                "max_slice_nums": 4,
+                "scale_resolution": 112,
+                "patch_size": 14,
+                "image_feature_size": 16,
+                "version": 2.6,
+            },
+        },
+        engine_args={
+            "limit_mm_per_prompt": {"image": 2, "video": 0},
+            "trust_remote_code": True,
+        },
+        cpu_fault="The resampler asks whether a CUDA graph is being captured.",
+        mend_stock=_mend_capturing,
+    ),
+    "kimi_vl": Recipe(
+        "Kimi-VL",
+        "KimiVLForConditionalGeneration",
+        config=_kimi_vl_config,
+        hf_class="",
+        shapes=_kimi_vl_shapes,
+        special_tokens=(
+            "[BOS]",
+            "[EOS]",
+            "[PAD]",
+            "<|im_end|>",
+            "<|im_user|>",
+            "<|im_assistant|>",
+            "<|im_middle|>",
+            "<|media_start|>",
+            "<|media_content|>",
+            "<|media_pad|>",
+            "<|media_end|>",
+        ),
+        template=(
+            "<|im_user|>user<|im_middle|>{media}{text}<|im_end|>"
+            "<|im_assistant|>assistant<|im_middle|>"
+        ),
+        placeholder="<|media_start|>image<|media_content|><|media_pad|><|media_end|>",
+        roles={"bos_token": "[BOS]", "eos_token": "<|im_end|>", "pad_token": "[PAD]"},
+        files=_code("image_processing_kimi_vl.py", "processing_kimi_vl.py"),
+        settings={
+            "processor_config.json": {
+                "processor_class": "KimiVLProcessor",
+                "auto_map": {"AutoProcessor": "processing_kimi_vl.KimiVLProcessor"},
+            },
+            "preprocessor_config.json": {
+                "image_processor_type": "KimiVLImageProcessor",
+                "auto_map": {
+                    "AutoProcessor": "processing_kimi_vl.KimiVLProcessor",
+                    "AutoImageProcessor": (
+                        "image_processing_kimi_vl.KimiVLImageProcessor"
+                    ),
+                },
+                "patch_size": 14,
+                "in_token_limit": 1024,
+                "merge_kernel_size": [2, 2],
+            },
+        },
+        # One by one: with vLLM's attention for MLA on CPU the text model answers
+        # otherwise when a prompt has company, pictures or not.
+        engine_args={
+            "limit_mm_per_prompt": {"image": 2},
+            "max_num_seqs": 1,
+            "trust_remote_code": True,
+        },
+    ),
+    "nemotron_parakeet": Recipe(
+        "Nemotron Nano Omni (Parakeet)",
+        "NemotronH_Nano_VL_V2",
+        config=_nemotron_config,
+        hf_class="",
+        shapes=_nemotron_shapes,
+        leave_out="num_batches_tracked",
+        special_tokens=(
+            *QWEN_TOKENS,
+            "<img>",
+            "</img>",
+            "<image>",
+            "<so_start>",
+            "<so_end>",
+            "<so_embedding>",
+        ),
+        template=QWEN_TEMPLATE,
+        placeholder="<so_embedding>",
+        roles=QWEN_ROLES,
+        files=_code("configuration_nemotron_vl.py"),
+        modality="audio",
+        samples=([0.3], [3.0], [12.5], [5.0, 0.7]),
+        text="What is said?",
+        # The projection takes the encoder's output in bfloat16, whatever its own type;
+        # one request by one, as company changes what bfloat16 rounds. Prefix caching
+        # wants a Mamba layer.
+        engine_args={
+            "limit_mm_per_prompt": {"audio": 2, "image": 0, "video": 0},
+            "enable_prefix_caching": False,
+            "dtype": "bfloat16",
+            "max_num_seqs": 1,
+            "trust_remote_code": True,
+        },
+    ),
+}
