@@ -57,8 +57,8 @@ def _register() -> None:
     vllm_logging.join()
     metrics.expose()
     _announce(
-        "vllm_mmc %s serves, and with compile_mm_encoder compiles: %s; and, by a survey "
-        "of the encoder, %s more architectures (`vllm-mmc list`)",
+        "vllm_mmc %s serves, and with compile_mm_encoder compiles: %s; and %s further "
+        "architectures, after a survey of their encoders (`vllm-mmc list`)",
         __version__,
         "; ".join(f"{e.architecture} ({', '.join(e.regions)})" for e in CATALOG),
         str(others),

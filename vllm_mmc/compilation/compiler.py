@@ -110,8 +110,9 @@ def compile_region(
         # become one symbol: each other size would be a further graph.
         torch.fx.experimental._config.patch(
             use_duck_shape=False,
-            backed_size_oblivious=dynamic_shapes.type
-            == DynamicShapesType.BACKED_SIZE_OBLIVIOUS,
+            # Nor shall a dimension that has not been seen as 1 be told from 1.
+            backed_size_oblivious=(spec.surveyed and unbacked)
+            or dynamic_shapes.type == DynamicShapesType.BACKED_SIZE_OBLIVIOUS,
         ),
         torch._inductor.config.patch(
             assume_32bit_indexing=dynamic_shapes.assume_32_bit_indexing

@@ -139,8 +139,9 @@ class SharedGraph:
     def _stop_unbacked(self) -> bool:
         """Whether there is another way to compile, which is then the way."""
         # A survey guesses which dimensions can be 1; a decorator was told.
-        guessed = self.spec.surveyed and bool(self.spec.unbacked_dims)
-        possible, self._unbacked = guessed and self._unbacked, not guessed
+        possible = self.spec.surveyed and self._unbacked
+        if possible:
+            self._unbacked = False
         return possible
 
     # ------------------------------------------------------------ unknown calls
