@@ -67,6 +67,13 @@ def _size(value: Any) -> int:
     return int(size)
 
 
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not seconds >= 0:
+        raise ValueError
+    return seconds
+
+
 def _sizes(value: Any) -> tuple[int, ...]:
     sizes = _json(value)
     if not (isinstance(sizes, (list, tuple)) and all(map(_is_size, sizes))):
@@ -121,6 +128,11 @@ class Settings:
     max_graphs: int = _setting(8, _size, "a whole number above 0")
     """The most graphs that one structure gets, in each range of sizes. A call that none
     of them is right for then runs eager, with one WARNING."""
+    compile_seconds: float = _setting(
+        60.0, _seconds, "a number of seconds, 0 for no limit"
+    )
+    """How long one graph of a surveyed region may take to compile. What takes longer
+    runs eager, with one WARNING."""
     log_shapes_interval: float = _setting(
         -1.0, float, "a number of seconds, negative for never"
     )

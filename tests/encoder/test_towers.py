@@ -62,7 +62,10 @@ def test_surveyed_and_compiled_it_equals_eager(
                 torch.testing.assert_close(ours, eager, rtol=5e-6, atol=5e-6)
         reasons = [s.failure or s.eager for s in shared_graph.structures()]
     assert counters.graphs - graphs <= tower.graphs
-    assert counters.graphs > graphs, reasons
+    if tower.graphs:
+        assert counters.graphs > graphs, reasons
+    elif tower.blocks:
+        assert all(reasons)
     with counters.expect(graphs=0, rescues=0, fallbacks=0):
         for call in calls:
             run(module, call)

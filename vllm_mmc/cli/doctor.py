@@ -59,5 +59,9 @@ def diagnosis(report: EncoderReport) -> list[str]:
         f"  {name}: {'compiled' if why is None else f'eager: {why}'}"
         for name, why in report.structures
     ]
+    rows += [
+        f"  {name}: eager, as the survey says: {why}"
+        for name, why in report.never_compiled.items()
+    ]
     numbers = table(report.counters)
     return [report.model, f"The encoder {state}:", *rows, numbers]

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -20,12 +20,14 @@ class EncoderReport:
         eager_because: Why the encoder is not compiled; None if it is.
         structures: Region and, if it runs eager after all, why.
         counters: See `vllm_mmc.compilation.counters`.
+        never_compiled: Class that a survey left eager -> why.
     """
 
     model: str
     eager_because: str | None
     structures: list[tuple[str, str | None]]
     counters: dict[str, int | float]
+    never_compiled: dict[str, str] = field(default_factory=dict)
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,9 +111,11 @@ def _report(model: Any) -> EncoderReport:
     because = getattr(model, "encoder_eager_because", "")
     if because == "":
         because = "this architecture is vLLM's own here: see `vllm-mmc list`"
+    survey = getattr(model, "encoder_survey", None)
     return EncoderReport(
         name,
         because,
         [(s.spec.name, s.eager or s.failure) for s in structures()],
         asdict(counters),
+        dict(survey.eager) if survey is not None else {},
     )

@@ -41,7 +41,7 @@ class AttachedRegion:
         if torch.compiler.is_compiling() or (
             is_forward_context_available() and get_forward_context().skip_compiled
         ):
-            return self.spec.forward(module)(*args, **kwargs)
+            return type(module).forward(module, *args, **kwargs)
         if self.shared is None:
             self.shared = shared_graph(module, self.spec, self.vllm_config)
         return self.shared(module, (args, kwargs), self.vllm_config)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 # What the compiler says -> what helps. The first that fits is named.
 FIXES = {
+    r"TimeoutError|not done after": (
+        "raise the setting compile_seconds, or leave the region eager"
+    ),
     r"Expected tensors only, but got": (
         "pass sizes and other plain values by __init__ and read them from self: a "
         "graph takes tensors only"

@@ -28,6 +28,7 @@ from vllm_mmc.compilation.compiler import CompiledFn, Graph, graph_of
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.region import RegionSpec
 from vllm_mmc.compilation.structure import IDENTITY_ATTRS, Structure, structure_of
+from vllm_mmc.compilation.time_limit import time_limit
 from vllm_mmc.settings import Settings
 from vllm_mmc.sizes import buckets
 
@@ -332,16 +333,20 @@ class SharedGraph:
     def _compile(
         self, module: nn.Module, arguments: Arguments, vllm_config: VllmConfig
     ) -> tuple[Graph, Any]:
+        limit = self.settings.compile_seconds if self.spec.surveyed else 0
         while True:
             try:
-                return compiler.compile_region(
-                    self.spec,
-                    module,
-                    arguments,
-                    vllm_config,
-                    self._note_guards,
-                    self._unbacked,
-                )
+                with time_limit(limit):
+                    return compiler.compile_region(
+                        self.spec,
+                        module,
+                        arguments,
+                        vllm_config,
+                        self._note_guards,
+                        self._unbacked,
+                    )
+            except TimeoutError:
+                raise
             except Exception:
                 if not self._stop_unbacked():
                     raise
