@@ -41,6 +41,7 @@ HELP = {
     "artifact_loads": "Encoder graphs loaded from the compile cache.",
     "artifact_misses": "Encoder graphs looked for in the compile cache in vain.",
     "fallbacks": "Encoder graphs that could not be compiled and run eager.",
+    "rescues": "Encoder graphs that raised where eager did not; not used again.",
     "parity_checks": "Comparisons of a compiled encoder region with the eager one.",
     "parity_failures": "Encoder structures that run eager: compiled, they differed.",
     "dynamo_seconds": "Seconds spent on tracing encoder graphs.",

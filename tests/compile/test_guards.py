@@ -178,7 +178,6 @@ def test_known_calls_compile_nothing(cls: type[Base]) -> None:
         run(cls, CALLS[cls])
 
 
-@inductor
 @pytest.mark.parametrize(
     ("cls", "dropped"),
     [

@@ -130,16 +130,31 @@ def compile_region(
         )
         if config.backend == "eager":
             # It makes nothing that could be compiled ahead of time.
-            code = _copy(traced.__func__)
-            run = compile_(code)
-            run(module, *args, **kwargs)
-            (entry,) = torch._dynamo.eval_frame._debug_get_cache_entry_list(
-                code.__code__
-            )
-            return Graph(entry.guard_manager.check, run), None
+            return _traced_only(compile_, traced.__func__, module, args, kwargs), None
         compiled = compile_(traced).aot_compile((args, kwargs))
     compilation_counter.num_aot_compiles += 1
     return graph_of(compiled), compiled
+
+
+def _traced_only(
+    compile_: Callable[..., CompiledFn],
+    function: Any,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Graph:
+    """The graph of a backend that runs what was traced."""
+    copied = _copy(function)
+    compiled = compile_(copied)
+    compiled(module, *args, **kwargs)
+    (entry,) = torch._dynamo.eval_frame._debug_get_cache_entry_list(copied.__code__)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # The guards have been checked; Dynamo would check them again, and recompile.
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+            return compiled(*args, **kwargs)
+
+    return Graph(entry.guard_manager.check, run)
 
 
 _NOT_SAVED = frozenset(CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES)
