@@ -3,6 +3,7 @@
 """Inputs of several sizes for an encoder, from vLLM's own dummy-input builders."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -13,6 +14,7 @@ from vllm.config.multimodal import (
 )
 from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import dummy_inputs as stock
 from vllm.multimodal.processing.context import TimingContext
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
@@ -50,9 +52,10 @@ def batches(vllm_config: VllmConfig) -> Iterator[dict[str, Any]]:
     for modality, limit in processor.info.allowed_mm_limits.items():
         for items, options in OPTIONS.get(modality, ()) if limit else ():
             try:
-                inputs = processor.get_dummy_inputs(
-                    model_config.max_model_len, {modality: 1}, {modality: options}
-                )
+                with _silent():
+                    inputs = processor.get_dummy_inputs(
+                        model_config.max_model_len, {modality: 1}, {modality: options}
+                    )
                 made = processor.apply(inputs, TimingContext(enabled=False))
                 item = made["mm_kwargs"][modality][0]
             except Exception as error:
@@ -63,3 +66,13 @@ def batches(vllm_config: VllmConfig) -> Iterator[dict[str, Any]]:
             )
             for _, _, batch in grouped:
                 yield dict(batch)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without vLLM's WARNING that an input is larger than what the model takes."""
+    before, stock.logger.disabled = stock.logger.disabled, True
+    try:
+        yield
+    finally:
+        stock.logger.disabled = before
