@@ -223,11 +223,14 @@ _DENSE = {"contiguous", "permuted"}
 
 def _seen(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
+        shape = tuple(leaf.shape)
+        if leaf.storage_offset():  # a graph tells the start of a storage from the rest
+            return _SeenTensor(shape, "strided")
         if leaf.is_contiguous():
-            return _SeenTensor(tuple(leaf.shape), "contiguous")
+            return _SeenTensor(shape, "contiguous")
         order = sorted(range(leaf.ndim), key=leaf.stride, reverse=True)
         dense = leaf.permute(order).is_contiguous()
-        return _SeenTensor(tuple(leaf.shape), "permuted" if dense else "strided")
+        return _SeenTensor(shape, "permuted" if dense else "strided")
     return (type(leaf), leaf) if isinstance(leaf, PLAIN) else type(leaf)
 
 
