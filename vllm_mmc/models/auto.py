@@ -11,6 +11,7 @@ import importlib
 from contextlib import nullcontext
 from typing import Any
 
+import torch.nn as nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.registry import _VLLM_MODELS
 
@@ -41,6 +42,11 @@ class AutoCompiledEncoder(SupportsCompiledEncoder):
         self.mark_unmarked_encoder(vllm_config)
 
 
+class _Module(nn.Module):
+    """The first base: instances lie in memory as the stock class's do, which can so be
+    exchanged for one of ours."""
+
+
 def stock_class(architecture: str) -> type:
     """vLLM's own class of an architecture.
 
@@ -69,5 +75,6 @@ def _compiled(stock: type, name: str) -> type:
         "__qualname__": name,
         "__doc__": f"vLLM's {stock.__name__} with its encoder compiled.",
     }
-    made = type(stock.__name__, (AutoCompiledEncoder, stock), attributes)
+    bases = (_Module, AutoCompiledEncoder, stock)
+    made = type(stock.__name__, bases, attributes)
     return globals().setdefault(name, made)
