@@ -105,7 +105,10 @@ def _of_process(_: Any) -> tuple[dict[str, float], dict[str, str | None]]:
     from vllm_mmc.compilation.counters import counters
     from vllm_mmc.compilation.shared_graph import structures
 
-    said = {s.spec.name: s.eager or s.failure for s in structures()}
+    said: dict[str, str | None] = {}
+    for found in structures():
+        name = found.spec.name
+        said[name] = said.get(name) or found.eager or found.failure
     return asdict(counters), said
 
 
@@ -131,16 +134,18 @@ def main() -> None:
     ]
     clock.append(time.perf_counter())
     ((end, structures),) = llm.apply_model(_of_process)
-    (about,) = llm.apply_model(_of_model)
+    ((model, eager_because, regions, eager),) = llm.apply_model(_of_model)
     found = Findings(
-        about[0],
-        [list(answer.token_ids) for answer in answers],
-        [answer.cumulative_logprob for answer in answers],
-        *about[1:],
-        structures,
-        start,
-        end,
-        (clock[1] - clock[0], clock[2] - clock[1]),
+        model=model,
+        tokens=[list(answer.token_ids) for answer in answers],
+        logprobs=[answer.cumulative_logprob for answer in answers],
+        eager_because=eager_because,
+        regions=regions,
+        eager=eager,
+        structures=structures,
+        start=start,
+        end=end,
+        seconds=(clock[1] - clock[0], clock[2] - clock[1]),
     )
     Path(job["output"]).write_text(json.dumps(asdict(found), indent=1))
 
