@@ -147,6 +147,13 @@ def canonical(tensor: torch.Tensor) -> torch.Tensor:
     )
 
 
+def contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, at the start of a storage, in order."""
+    if tensor.storage_offset():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.contiguous()
+
+
 def _contiguous_strides(shape: torch.Size) -> tuple[int, ...]:
     strides, step = [], 1
     for size in reversed(shape):

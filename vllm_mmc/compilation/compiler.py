@@ -26,6 +26,7 @@ from vllm.config.compilation import DynamicShapesType
 from vllm.env_override import _apply_constrain_to_fx_strides_patch
 from vllm.sequence import IntermediateTensors
 
+from vllm_mmc.compat import output_hooks
 from vllm_mmc.compilation.arguments import Arguments, Signature, canonical
 from vllm_mmc.compilation.region import Dims, RegionSpec
 from vllm_mmc.sizes import buckets
@@ -118,6 +119,7 @@ def compile_region(
             assume_32bit_indexing=dynamic_shapes.assume_32_bit_indexing
         ),
         monitor_torch_compile(vllm_config, is_encoder=spec.is_encoder, tag=spec.name),
+        output_hooks.taken_off(module) if spec.surveyed else contextlib.nullcontext(),
     ):
         signature = Signature(spec.forward(module).__func__)
         args, kwargs = _marked(spec, signature, arguments, config, unbacked)

@@ -33,7 +33,8 @@ class RegionSpec:
         surveyed: Found by a survey. A dimension that turns out to be constant in a
             graph is then a further graph and no error.
         dynamic_ints: Paths of ints that vary.
-        contiguous: Paths of tensors that are made contiguous before the graph.
+        contiguous: Paths of tensors that are copied before the graph if they are not
+            contiguous, or do not start where their storage does.
         identity_attrs: Attributes in which instances differ that share a graph, unless
             the graph reads one.
     """

@@ -23,7 +23,13 @@ from vllm.logger import init_logger
 from vllm_mmc import metrics
 from vllm_mmc.compat import garbage, inductor_threads
 from vllm_mmc.compilation import cache, compiler, errors, outside, parity
-from vllm_mmc.compilation.arguments import Arguments, Signature, canonical, kind
+from vllm_mmc.compilation.arguments import (
+    Arguments,
+    Signature,
+    canonical,
+    contiguous,
+    kind,
+)
 from vllm_mmc.compilation.compiler import CompiledFn, Graph, graph_of
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.region import RegionSpec
@@ -183,7 +189,7 @@ class SharedGraph:
             view = views.get(id(leaf))
             if view is None:
                 dense = path in self.spec.contiguous
-                view = canonical(leaf.contiguous() if dense else leaf)
+                view = canonical(contiguous(leaf) if dense else leaf)
                 views[id(leaf)] = view
             return view
 

@@ -2,10 +2,13 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Inputs of several sizes for an encoder, from vLLM's own dummy-input builders."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from vllm.config import VllmConfig
 from vllm.config.multimodal import (
     AudioDummyOptions,
@@ -51,6 +54,10 @@ def batches(vllm_config: VllmConfig) -> Iterator[dict[str, Any]]:
     device = vllm_config.device_config.device
     for modality, limit in processor.info.allowed_mm_limits.items():
         for items, options in OPTIONS.get(modality, ()) if limit else ():
+            if modality == "audio":
+                # Some builders leave the length out, or cut it to a few milliseconds.
+                audios = functools.partial(_audios, options.length)
+                processor.dummy_inputs._get_dummy_audios = audios
             try:
                 with _silent():
                     inputs = processor.get_dummy_inputs(
@@ -76,3 +83,7 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         stock.logger.disabled = before
+
+
+def _audios(samples: int, *, num_audios: int, **_: Any) -> list[npt.NDArray[Any]]:
+    return [np.zeros(samples)] * num_audios

@@ -75,14 +75,16 @@ def compile_by_survey(
         if found is None:
             found = survey(towers, calls)
             _write(file, found)
-        seconds = time.perf_counter() - start
+            how = f"surveyed in {time.perf_counter() - start:.2f} s"
+        else:
+            how = f"surveyed at an earlier start ({file})"
         install(towers, found, vllm_config)
         for call in calls:
             call()
     logger.info(
-        "%s, encoder surveyed in %.2f s: %s",
+        "%s, encoder %s: %s",
         type(model).__name__,
-        seconds,
+        how,
         "; ".join(f"{r.spec.name} x {len(r.paths)}" for r in found.regions)
         or "no region",
     )

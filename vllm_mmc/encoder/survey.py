@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from torch.overrides import TorchFunctionMode
 from vllm.platforms import current_platform
 
+from vllm_mmc.compat import output_hooks
 from vllm_mmc.compilation.arguments import PLAIN, Signature, children, leaves
 from vllm_mmc.compilation.decorators import is_decorated
 from vllm_mmc.compilation.region import RegionSpec
@@ -120,6 +122,7 @@ class _Candidate:
         self.name = type(self.leader).__name__
         self.signature = Signature(type(self.leader).forward)
         self.records: list[dict[str, Any]] = []
+        self.collects = self.reads = False
         self.digests = [self._digest(m) for m in modules.values()]
 
     def _digest(self, module: nn.Module) -> str:
@@ -127,13 +130,16 @@ class _Candidate:
         ignored = (*self.identity_attrs, "forward")
         return structure_of(module, ignored=ignored).digest
 
-    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         record: dict[str, Any] = {}
         for name, value in self.signature.given((args, kwargs)).items():
             for path, leaf in leaves(value, name):
                 record[path] = _seen(leaf)
             record |= {f"{path} (container)": n for path, n in _lengths(value, name)}
         self.records.append(record)
+        self.collects |= output_hooks.collect(module)
 
     def refusal(self) -> str | None:
         """Why these modules are no region; None if they are."""
@@ -141,6 +147,8 @@ class _Candidate:
             return "forward is never called"
         if [self._digest(m) for m in self.modules.values()] != self.digests:
             return "a call changes the module's own attributes"
+        if self.collects:
+            return "transformers collects hidden states or attention weights inside"
         if len(self.modules) > 1:
             return None
         if current_platform.is_cpu() and any(
@@ -148,6 +156,8 @@ class _Candidate:
         ):
             # oneDNN returns another memory layout than the fake says.
             return "a convolution, which runs on CPU as fast without"
+        if self.reads:
+            return "forward depends on the values of a tensor"
         for path in self._paths():
             values = {record.get(path) for record in self.records}
             if path.endswith("(container)") and len(values) > 1:
@@ -223,11 +233,14 @@ _DENSE = {"contiguous", "permuted"}
 
 def _seen(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
+        shape = tuple(leaf.shape)
+        if leaf.storage_offset():  # a graph tells the start of a storage from the rest
+            return _SeenTensor(shape, "strided")
         if leaf.is_contiguous():
-            return _SeenTensor(tuple(leaf.shape), "contiguous")
+            return _SeenTensor(shape, "contiguous")
         order = sorted(range(leaf.ndim), key=leaf.stride, reverse=True)
         dense = leaf.permute(order).is_contiguous()
-        return _SeenTensor(tuple(leaf.shape), "permuted" if dense else "strided")
+        return _SeenTensor(shape, "permuted" if dense else "strided")
     return (type(leaf), leaf) if isinstance(leaf, PLAIN) else type(leaf)
 
 
@@ -258,6 +271,7 @@ def _find(root: nn.Module) -> list[_Candidate]:
     above = _ancestors(root)
     found: list[_Candidate] = []
     covered, around = set(decorated), set[int]()
+    compiled = set(decorated)
     for modules, ignored in repeated:
         free = {
             name: module
@@ -268,11 +282,13 @@ def _find(root: nn.Module) -> list[_Candidate]:
             continue
         found.append(_Candidate(free, ignored))
         for module in free.values():
+            compiled.add(id(module))
             covered |= {id(m) for m in module.modules()}
             around |= above[id(module)]
     for name, module in root.named_modules():
+        # It may share a part with a region (vLLM's activations), but not hold one.
         inside = {id(m) for m in module.modules()}
-        if module is root or id(module) in covered or inside & covered:
+        if module is root or id(module) in covered or inside & compiled:
             continue
         if _is_worth(module):
             found.append(_Candidate({name: module}))
@@ -331,15 +347,42 @@ def _ancestors(root: nn.Module) -> dict[int, set[int]]:
     return above
 
 
+class _WatchValues(TorchFunctionMode):
+    """Notes if Python looks at a tensor's values. Inside of an operator it may."""
+
+    _READS = frozenset(
+        getattr(torch.Tensor, name)
+        for name in ("item", "tolist", "numpy", "__bool__", "__int__", "__index__")
+    )
+
+    def __init__(self, candidate: _Candidate) -> None:
+        super().__init__()
+        self._candidate = candidate
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in self._READS:
+            self._candidate.reads = True
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def _recorded(candidates: Sequence[_Candidate]) -> Iterator[None]:
     """Note the arguments of each call of the candidates' modules."""
     replaced = []
 
-    def recorder(candidate: _Candidate, forward: Callable[..., Any]) -> Any:
+    def recorder(
+        candidate: _Candidate, module: nn.Module, forward: Callable[..., Any]
+    ) -> Any:
         def record(*args: Any, **kwargs: Any) -> Any:
-            candidate.record(args, kwargs)
-            return forward(*args, **kwargs)
+            candidate.record(module, args, kwargs)
+            with _WatchValues(candidate):
+                return forward(*args, **kwargs)
 
         return record
 
@@ -347,7 +390,7 @@ def _recorded(candidates: Sequence[_Candidate]) -> Iterator[None]:
         for candidate in candidates:
             for module in candidate.modules.values():
                 replaced.append((module, module.__dict__.get("forward")))
-                module.__dict__["forward"] = recorder(candidate, module.forward)
+                module.__dict__["forward"] = recorder(candidate, module, module.forward)
         yield
     finally:
         for module, before in replaced:

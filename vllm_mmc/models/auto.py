@@ -8,11 +8,15 @@ what it knows of a class under the class's name, and the name brings vLLM's vers
 """
 
 import importlib
+from contextlib import nullcontext
 from typing import Any
 
+import torch.nn as nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.registry import _VLLM_MODELS
 
+from vllm_mmc.compilation.compiler import stock_compile_off
+from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
 from vllm_mmc.models.interfaces import SupportsCompiledEncoder
 
 _PREFIX = "Compiled"
@@ -21,9 +25,26 @@ _PREFIX = "Compiled"
 class AutoCompiledEncoder(SupportsCompiledEncoder):
     """The encoder of a stock class, surveyed before the first request."""
 
+    def __new__(cls, *, vllm_config: VllmConfig, prefix: str = "") -> Any:
+        if super().__new__ is object.__new__:
+            return super().__new__(cls)
+        # The stock class makes an instance of another one, by the checkpoint's version.
+        switch = should_torch_compile_mm_encoder(vllm_config)
+        with stock_compile_off(vllm_config) if switch else nullcontext():
+            made = super().__new__(cls, vllm_config=vllm_config, prefix=prefix)
+        if not isinstance(made, cls):
+            made.__class__ = _compiled(type(made), _PREFIX + type(made).__name__)
+            made.mark_unmarked_encoder(vllm_config)
+        return made
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.mark_unmarked_encoder(vllm_config)
+
+
+class _Module(nn.Module):
+    """The first base: instances lie in memory as the stock class's do, which can so be
+    exchanged for one of ours."""
 
 
 def stock_class(architecture: str) -> type:
@@ -44,14 +65,16 @@ def __getattr__(name: str) -> Any:
     architecture = name.removeprefix(_PREFIX)
     if architecture == name or architecture not in _VLLM_MODELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    stock = stock_class(architecture)
+    return _compiled(stock_class(architecture), name)
+
+
+def _compiled(stock: type, name: str) -> type:
     # vLLM's drafters know classes by `__name__`, and pickle by `__qualname__`.
     attributes = {
         "__module__": __name__,
         "__qualname__": name,
         "__doc__": f"vLLM's {stock.__name__} with its encoder compiled.",
     }
-    made = globals()[name] = type(
-        stock.__name__, (AutoCompiledEncoder, stock), attributes
-    )
-    return made
+    bases = (_Module, AutoCompiledEncoder, stock)
+    made = type(stock.__name__, bases, attributes)
+    return globals().setdefault(name, made)

@@ -159,8 +159,8 @@ class SupportsCompiledEncoder(SupportsMultiModal):
         self.encoder_eager_because = _why_not(vllm_config)
         if self.encoder_eager_because is None:
             language_model = {n.partition(".")[0] for n in self._language_model_names}
-            names = [n for n, _ in self.named_children() if n not in language_model]
-            self._compile_roots(names, vllm_config)
+            others = [n for n, _ in self.named_children() if n not in language_model]
+            self._compile_roots(self.encoder_roots() or others, vllm_config)
 
     def encoder_roots(self) -> list[str]:
         """Below which classes are exchanged: what stock has marked as a tower."""
