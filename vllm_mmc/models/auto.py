@@ -11,6 +11,7 @@ import importlib
 from typing import Any
 
 from vllm.config import VllmConfig
+from vllm.model_executor.models.interfaces import supports_multimodal
 from vllm.model_executor.models.registry import _VLLM_MODELS
 
 from vllm_mmc.models.interfaces import SupportsCompiledEncoder
@@ -44,7 +45,11 @@ def __getattr__(name: str) -> Any:
     architecture = name.removeprefix(_PREFIX)
     if architecture == name or architecture not in _VLLM_MODELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in globals():
+        return globals()[name]  # asked for with a suffix
     stock = stock_class(architecture)
+    if not supports_multimodal(stock):
+        return stock  # a stub, which raises an error on this platform
     # vLLM's drafters know classes by `__name__`, and pickle by `__qualname__`.
     attributes = {
         "__module__": __name__,
