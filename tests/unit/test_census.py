@@ -26,8 +26,8 @@ BY_FILE = {entry.architecture for entry in CATALOG}
 # Architecture -> what the error says where its class cannot be imported.
 CANNOT_IMPORT = {
     "CohereAsrForConditionalGeneration": "torchaudio",
-    "Dots3NoteForCausalLM": "compile_flash_attn_varlen_func_from_specs",
-    "Dots3NoteMTPModel": "CUDA flash attention extensions",
+    "Dots3NoteForCausalLM": "flash_attn",
+    "Dots3NoteMTPModel": "flash_attn",
     "FunASRForConditionalGeneration": "torchaudio",
     "KananaVForConditionalGeneration": "timm",
     "MiDashengLMModel": "torchaudio",
