@@ -8,7 +8,12 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from vllm_mmc.catalog import CATALOG
+from vllm.model_executor.models import registry
+
+from mmc_testing.census import CENSUS, NO_TOWER, REMARKS
+from mmc_testing.recipes import RECIPES, Recipe
+from tests.encoder.towers import CANNOT, TOWERS
+from vllm_mmc.catalog import CATALOG, EAGER, surveyed
 from vllm_mmc.compat.vllm_version import TESTED
 from vllm_mmc.settings import Settings, variable
 
@@ -21,7 +26,8 @@ KINDS = ("equality", "full graph", "engine", "server", "two ranks")
 SUPPORTED_MODELS = """\
 # Supported models
 
-With vLLM from {low} to below {high}. `vllm-mmc list` prints the same.
+With vLLM from {low} to below {high}. These have a file in this package. All others are
+on the page of [architectures](architectures.md). `vllm-mmc list` prints both.
 
 | architecture | our name | regions, compiled once each | stock compiles | status |
 |---|---|---|---|---|
@@ -89,6 +95,71 @@ the settings that you warmed the cache with.
 (nothing is read or kept).
 """
 
+ARCHITECTURES = """\
+# Multimodal architectures
+
+Every multimodal architecture of vLLM, from {low} to below {high}, and what this package
+does with its encoder when `compile_mm_encoder` is on.
+
+| | architectures |
+|---|---|
+| compiled by a file of this package | {n_file} |
+| compiled by survey | {n_survey} |
+| stays eager | {n_eager} |
+| registered for a survey, cannot be tested here | {n_cannot} |
+| **all** | {n_all} |
+
+## Compiled by a file of this package
+
+The package has a class for the architecture. Its tests compare it with vLLM and with
+Transformers, and run it in engines: see [supported models](supported-models.md).
+
+| architecture | regions, compiled once each | remark |
+|---|---|---|
+{file}
+
+## Compiled by survey
+
+The package has no file for these. Before the first request, it runs vLLM's own encoder
+on dummy inputs of several sizes. It looks for blocks that repeat with equal structure,
+and for the dimensions that vary. Then it compiles each kind of block once. What it
+cannot compile stays eager, and the log says why. By default the first call of each
+structure is compared with eager (`parity_check` in [configuration](configuration.md)).
+
+How this was tested:
+
+- **Tower test**: `tests/encoder/test_towers.py` builds vLLM's encoder class with a few
+  layers of width 64 and random weights, on CPU, surveys it, and compares the compiled
+  encoder with the eager one in 11 or more calls. No tower test loads a published
+  checkpoint, and none has the published sizes. Architectures with the same encoder
+  class share a test. A tower test does not build the rest of the model.
+- **Engine recipe**: `mmc_testing/recipes.py` can write a tiny checkpoint of the
+  architecture, for tests in real engines. Architectures without a recipe were not run
+  in an engine.
+
+| architecture | blocks | tower tests | engine recipes | remark |
+|---|---|---|---|---|
+{survey}
+
+## Stays eager
+
+vLLM's own class serves these, with no change.
+
+| architecture | why |
+|---|---|
+{eager}
+
+## Cannot be tested here
+
+These are registered for a survey, like those above, but their encoders cannot be built
+or run where the tests run: on CPU, without optional packages. No test stands behind
+them.
+
+| architecture | why |
+|---|---|
+{cannot}
+"""
+
 
 def supported_models() -> str:
     low, high = (".".join(map(str, bound)) for bound in TESTED)
@@ -113,6 +184,50 @@ def supported_models() -> str:
     )
 
 
+def architectures() -> str:
+    low, high = (".".join(map(str, bound)) for bound in TESTED)
+    kinds: dict[str, list[str]] = {k: [] for k in ("file", "survey", "eager", "cannot")}
+    for entry in sorted(CATALOG, key=lambda e: e.architecture.lower()):
+        name = entry.architecture
+        regions = ", ".join(entry.regions)
+        kinds["file"].append(f"| `{name}` | {regions} | {REMARKS.get(name, '')} |")
+    for name in sorted(
+        surveyed(registry._MULTIMODAL_MODELS, registry._VLLM_MODELS, "")
+    ):
+        towers = CENSUS[name]
+        cannot = [CANNOT[t].rstrip(".") for t in towers if t in CANNOT]
+        if towers and len(cannot) == len(towers):
+            kinds["cannot"].append(f"| `{name}` | {'; '.join(cannot)} |")
+            continue
+        built = [TOWERS[t] for t in towers if t in TOWERS]
+        blocks = dict.fromkeys(f"`{block}`" for t in built for block in t.blocks)
+        remarks = [f"not tested: {why}" for why in cannot]
+        remarks += (r[name] for r in (NO_TOWER, REMARKS) if name in r)
+        columns = (
+            f"`{name}`",
+            ", ".join(blocks),
+            ", ".join(t for t in towers if t in TOWERS) or "none",
+            ", ".join(k for k, r in RECIPES.items() if _served_as(r) == name),
+            "; ".join(remarks),
+        )
+        kinds["survey"].append(f"| {' | '.join(columns)} |")
+    kinds["eager"] += [f"| `{name}` | {why} |" for name, why in sorted(EAGER.items())]
+    return NOTE + ARCHITECTURES.format(
+        low=low,
+        high=high,
+        n_all=sum(map(len, kinds.values())),
+        **{f"n_{kind}": len(rows) for kind, rows in kinds.items()},
+        **{kind: "\n".join(rows) for kind, rows in kinds.items()},
+    )
+
+
+def _served_as(recipe: Recipe) -> str:
+    """The architecture that vLLM takes for a recipe's checkpoint."""
+    if recipe.engine_args.get("model_impl") == "transformers":
+        return "TransformersMultiModalForCausalLM"
+    return recipe.architecture
+
+
 def configuration() -> str:
     meanings = _docstrings_of_fields(Settings)
     rows = [
@@ -120,9 +235,9 @@ def configuration() -> str:
         f"| {_written(field.default)} | {meanings[field.name]} |"
         for field in fields(Settings)
     ]
-    process = [f"`{f.name}`" for f in fields(Settings) if f.metadata["process"]]
+    *process, last = [f"`{f.name}`" for f in fields(Settings) if f.metadata["process"]]
     return NOTE + CONFIGURATION.format(
-        rows="\n".join(rows), process=" and ".join(process)
+        rows="\n".join(rows), process=f"{', '.join(process)} and {last}"
     )
 
 
@@ -143,6 +258,7 @@ def _docstrings_of_fields(cls: type) -> dict[str, str]:
 PAGES = {
     "supported-models.md": supported_models,
     "configuration.md": configuration,
+    "architectures.md": architectures,
 }
 
 if __name__ == "__main__":

@@ -219,7 +219,10 @@ EAGER = {
         "it has no encoder: patches go to the language model as they are"
     ),
     "InklingForConditionalGeneration": (
-        "it has no encoder: patches go to the language model as they are"
+        "its encoder has no blocks: a few linear layers for pictures, a table for sound"
+    ),
+    "Terratorch": (
+        "it is an encoder without a language model, and runs in terratorch's own runner"
     ),
     "VoxtralRealtimeGeneration": (
         "its encoder attends through the decoder's cache and is part of the decoder's "

@@ -56,12 +56,16 @@ def _register() -> None:
     others = _register_models(settings)
     vllm_logging.join()
     metrics.expose()
+    served = "; ".join(f"{e.architecture} ({', '.join(e.regions)})" for e in CATALOG)
+    if others:
+        served += (
+            f"; and {others} further architectures, after a survey of their encoders "
+            "(`vllm-mmc list`)"
+        )
     _announce(
-        "vllm_mmc %s serves, and with compile_mm_encoder compiles: %s; and %s further "
-        "architectures, after a survey of their encoders (`vllm-mmc list`)",
+        "vllm_mmc %s serves, and with compile_mm_encoder compiles: %s",
         __version__,
-        "; ".join(f"{e.architecture} ({', '.join(e.regions)})" for e in CATALOG),
-        str(others),
+        served,
     )
 
 

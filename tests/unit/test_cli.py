@@ -7,27 +7,39 @@ import sys
 from pathlib import Path
 
 import pytest
+from vllm.model_executor.models import registry
 
 from vllm_mmc import __version__
-from vllm_mmc.catalog import CATALOG
+from vllm_mmc.catalog import CATALOG, EAGER, surveyed
 from vllm_mmc.cli.main import main
 
 
-def test_list_prints_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list"]) == 0
-    header, rule, *rows = capsys.readouterr().out.splitlines()
-    # Columns are as wide as their rule, two blanks apart.
+def cells(table: str) -> list[tuple[str, ...]]:
+    """Columns are as wide as their rule, two blanks apart."""
+    header, rule, *rows = table.splitlines()
     ends = [0]
     for dashes in rule.split("  "):
         ends.append(ends[-1] + len(dashes) + 2)
+    bounds = list(zip(ends[:-1], ends[1:], strict=True))
+    return [
+        tuple(line[start:end].strip() for start, end in bounds)
+        for line in (header, *rows)
+    ]
 
-    def cells(line: str) -> tuple[str, ...]:
-        bounds = zip(ends[:-1], ends[1:], strict=True)
-        return tuple(line[start:end].strip() for start, end in bounds)
 
-    assert cells(header) == ("architecture", "regions", "stock vLLM compiles", "status")
-    assert [cells(row) for row in rows] == [
-        (e.architecture, ", ".join(e.regions), e.stock, e.status) for e in CATALOG
+def test_list_prints_every_architecture(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    by_file, others = map(cells, capsys.readouterr().out.split("\n\n"))
+    assert by_file == [
+        ("architecture", "regions", "stock vLLM compiles", "status"),
+        *((e.architecture, ", ".join(e.regions), e.stock, e.status) for e in CATALOG),
+    ]
+    names = surveyed(registry._MULTIMODAL_MODELS, registry._VLLM_MODELS, "1")
+    assert len(names) > 100
+    assert others == [
+        ("architecture", "how"),
+        *((name, "by survey") for name in names),
+        *((name, f"eager: {reason}") for name, reason in EAGER.items()),
     ]
 
 

@@ -21,15 +21,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vllm
+from vllm.model_executor.models import registry
 
-from vllm_mmc.catalog import CATALOG
+from vllm_mmc.catalog import CATALOG, EAGER, compiled_name, surveyed
 from vllm_mmc.plugin import register
 
-EXPECTED = {
-    name: entry.model
-    for entry in CATALOG
-    for name in (entry.architecture, entry.compiled_architecture)
-}
+
+def surveyed_with(vllm_version: str) -> dict[str, str]:
+    return surveyed(registry._MULTIMODAL_MODELS, registry._VLLM_MODELS, vllm_version)
+
+
+def under_both_names(models: dict[str, str]) -> dict[str, str]:
+    return {
+        name: model
+        for architecture, model in models.items()
+        for name in (architecture, compiled_name(model))
+    }
+
+
+BY_FILE = {entry.architecture: entry.model for entry in CATALOG}
+SURVEYED = surveyed_with(vllm.__version__)
+EXPECTED = under_both_names(BY_FILE | SURVEYED)
 
 
 # ---------------------------------------------------------------- a process to fork
@@ -169,6 +182,16 @@ def test_entry_point() -> None:
 
 def test_plugin_changes_the_registry_as_the_catalogue_says(in_vllm: InVllm) -> None:
     assert in_vllm(registry_changes).value == EXPECTED
+
+
+def test_without_survey_the_catalogue_alone_is_registered(in_vllm: InVllm) -> None:
+    outcome = in_vllm(registry_changes, VLLM_MMC_SURVEY="0")
+    assert outcome.value == under_both_names(BY_FILE)
+
+
+def test_eager_architectures_stay_vllms_own() -> None:
+    assert not EAGER.keys() & EXPECTED.keys()
+    assert EAGER.keys() <= registry._VLLM_MODELS.keys()
 
 
 def test_second_call_changes_nothing_more(in_vllm: InVllm) -> None:
@@ -367,7 +390,7 @@ def test_an_untested_vllm_is_left_stock_and_told_why(in_vllm: InVllm) -> None:
 def test_an_untested_vllm_can_be_tried(in_vllm: InVllm) -> None:
     env = {"VLLM_MMC_ALLOW_UNTESTED_VLLM": "1"}
     outcome = in_vllm(registry_changes_under_another_vllm, **env)
-    assert outcome.value == EXPECTED
+    assert outcome.value == under_both_names(BY_FILE | surveyed_with("0.33.0"))
     assert outcome.lines() == []
 
 
@@ -397,6 +420,77 @@ def test_a_failure_half_way_leaves_vllm_stock(in_vllm: InVllm) -> None:
     assert line.endswith("all models are vLLM's own: RuntimeError: no room")
 
 
+# ---------------------------------------------------------------- other plugins
+
+
+def registry_beside_a_string() -> dict[str, str]:
+    from vllm import ModelRegistry
+
+    from vllm_mmc.plugin import register
+
+    ModelRegistry.register_model("SiglipModel", "their.models:Siglip")
+    ModelRegistry.register_model("TheirOwnModel", "their.models:Own")
+    register()
+    register()
+    return {
+        name: f"{model.module_name}:{model.class_name}"
+        for name, model in ModelRegistry.models.items()
+    }
+
+
+def registry_beside_a_class() -> dict[str, str]:
+    import torch.nn as nn
+    from vllm import ModelRegistry
+
+    from vllm_mmc.plugin import register
+
+    class Theirs(nn.Module):
+        __module__ = "their.models"
+        __qualname__ = "Theirs"
+
+    ModelRegistry.register_model("LlavaForConditionalGeneration", Theirs)
+    ModelRegistry.register_model("WhisperForConditionalGeneration", Theirs)
+    ModelRegistry.register_model("TheirOwnModel", Theirs)
+    register()
+    register()
+    return {
+        name: getattr(model, "model_cls", model).__qualname__
+        if hasattr(model, "model_cls")
+        else f"{model.module_name}:{model.class_name}"
+        for name, model in ModelRegistry.models.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("scenario", "theirs"),
+    [
+        (registry_beside_a_string, {"SiglipModel": "their.models:Siglip"}),
+        (
+            registry_beside_a_class,
+            # One that is surveyed, one that has a file of ours.
+            {
+                "LlavaForConditionalGeneration": "Theirs",
+                "WhisperForConditionalGeneration": "Theirs",
+            },
+        ),
+    ],
+)
+def test_what_another_plugin_registered_stays(
+    in_vllm: InVllm, scenario: Callable[[], Any], theirs: dict[str, str]
+) -> None:
+    outcome = in_vllm(scenario)
+    own = {"TheirOwnModel": outcome.value["TheirOwnModel"]}
+    assert outcome.value.items() >= (EXPECTED | theirs | own).items()
+    assert own["TheirOwnModel"] in ("their.models:Own", "Theirs")
+    warnings = [line for line in outcome.output.splitlines() if "stays what" in line]
+    for line, (name, model) in zip(sorted(warnings), theirs.items(), strict=True):
+        where = model if ":" in model else f"their.models:{model}"
+        assert f"{name} stays what another plugin registered, {where}." in line
+        assert f"ask for Compiled{name} in --hf-overrides, or load that" in line
+        assert f"Compiled{name}" in EXPECTED
+    assert "TheirOwnModel" not in outcome.output
+
+
 # ---------------------------------------------------------------- what it says
 
 
@@ -422,9 +516,17 @@ def test_one_line_when_an_engine_starts(in_vllm: InVllm) -> None:
     assert " INFO " in line
     assert all(entry.architecture in line for entry in CATALOG)
     assert all(region in line for entry in CATALOG for region in entry.regions)
+    assert f"; and {len(SURVEYED)} further architectures, after a survey" in line
     before, after = outcome.output.split("before logging")
     assert line not in before  # `vllm --version` prints a version and no more
     assert re.search(r" INFO .*\[Block\] compiled", after)  # our other loggers too
+
+
+def test_the_line_without_survey(in_vllm: InVllm) -> None:
+    env = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_MMC_SURVEY": "0"}
+    (line,) = in_vllm(engine_start, **env).lines()
+    assert all(entry.architecture in line for entry in CATALOG)
+    assert "further architectures" not in line
 
 
 def test_the_line_says_that_it_is_off(in_vllm: InVllm) -> None:

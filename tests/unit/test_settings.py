@@ -2,30 +2,37 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Settings from the environment: what is read, what is refused."""
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
 
 from vllm_mmc.settings import VARIABLES, Settings, variable
 
-SWITCHES = [f.name for f in fields(Settings) if f.metadata["process"]]
+SWITCHES = {f.name: f.default for f in fields(Settings) if f.metadata["process"]}
 # Name, text in the environment, the same in --additional-config, value.
 GOOD = [
     ("on_error", "raise", "raise", "raise"),
     ("on_error", "eager", "eager", "eager"),
+    ("parity_check", "auto", "auto", "auto"),
+    ("parity_check", "off", "off", "off"),
     ("parity_check", "first", "first", "first"),
     ("parity_check", "all", "all", "all"),
     ("compile_sizes", "[64, 16, 64]", [64, 16, 64], (16, 64)),
     ("compile_sizes", "[]", [], ()),
     ("compile_ranges", "[[9, 20], [1, 8]]", [[9, 20], [1, 8]], ((1, 8), (9, 20))),
+    ("max_graphs", "3", 3, 3),
     ("log_shapes_interval", "2.5", 2.5, 2.5),
     ("log_shapes_interval", "-1", -1, -1.0),
 ]
 BAD: list[tuple[str, Any, str]] = [
     ("on_error", "ignore", '"eager" or "raise"'),
     ("on_error", True, '"eager" or "raise"'),
-    ("parity_check", "on", '"off" or "first" or "all"'),
+    ("parity_check", "on", '"auto" or "off" or "first" or "all"'),
+    *(
+        ("max_graphs", bad, "a whole number above 0")
+        for bad in ("many", "", "0", 0, -1, 1.5, True, None, [8])
+    ),
     *(
         ("compile_sizes", bad, "a list of whole numbers above 0")
         for bad in ("16", "[16", [0], [-4], [1.5], [True], ["16"], {"16": 1}, 16)
@@ -43,27 +50,30 @@ def test_names_of_the_variables() -> None:
     assert set(VARIABLES) == {
         "VLLM_MMC_DISABLE",
         "VLLM_MMC_ALLOW_UNTESTED_VLLM",
+        "VLLM_MMC_SURVEY",
         "VLLM_MMC_ON_ERROR",
         "VLLM_MMC_PARITY_CHECK",
         "VLLM_MMC_COMPILE_SIZES",
         "VLLM_MMC_COMPILE_RANGES",
+        "VLLM_MMC_MAX_GRAPHS",
         "VLLM_MMC_LOG_SHAPES_INTERVAL",
     }
 
 
-def test_all_is_off_by_default() -> None:
+def test_defaults() -> None:
     others = {"VLLM_MMC": "1", "MMC_DISABLE": "1", "VLLM_DISABLE": "1"}
     assert Settings.resolve(None, others) == Settings.resolve({}, {}) == Settings()
     assert Settings.resolve({"another_plugin": {"on_error": 3}}, {}) == Settings()
-    assert not (Settings().disable or Settings().allow_untested_vllm)
-    assert (Settings().on_error, Settings().parity_check) == ("eager", "off")
+    assert SWITCHES == {"disable": False, "allow_untested_vllm": False, "survey": True}
+    assert (Settings().on_error, Settings().parity_check) == ("eager", "auto")
+    assert Settings().max_graphs == 8
 
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_each_is_switched_by_its_own_variable(name: str) -> None:
-    on = Settings.resolve(None, {variable(name): "1"})
-    assert [n for n in SWITCHES if getattr(on, n)] == [name]
-    assert Settings.resolve(None, {variable(name): "0"}) == Settings()
+    for text in ("0", "1"):
+        found = Settings.resolve(None, {variable(name): text})
+        assert found == replace(Settings(), **{name: text == "1"})
 
 
 @pytest.mark.parametrize("text", ["yes", "true", "2", "", " 1"])
@@ -91,7 +101,7 @@ def test_what_is_refused(name: str, value: Any, allowed: str) -> None:
         Settings.resolve({"vllm_mmc": {name: value}}, {})
 
 
-@pytest.mark.parametrize("name", ["disable", "allow_untested_vllm", "on_errors", ""])
+@pytest.mark.parametrize("name", [*SWITCHES, "on_errors", ""])
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"vllm_mmc\.{name} is unknown; there are "):
         Settings.resolve({"vllm_mmc": {name: "1"}}, {})

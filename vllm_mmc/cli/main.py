@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from vllm_mmc import __version__
-from vllm_mmc.catalog import CATALOG
+from vllm_mmc.catalog import CATALOG, EAGER, surveyed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("list", help="print the catalogue of models")
+    command = commands.add_parser("list", help="print the architectures")
     command.set_defaults(run=run_list)
 
     from vllm_mmc.cli import cache, demo, doctor, profile
@@ -29,13 +29,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    header = ("architecture", "regions", "stock vLLM compiles", "status")
-    rows = [
-        (entry.architecture, ", ".join(entry.regions), entry.stock, entry.status)
-        for entry in CATALOG
-    ]
+    import vllm
+    from vllm.model_executor.models import registry
+
+    _print_table(
+        ("architecture", "regions", "stock vLLM compiles", "status"),
+        [(e.architecture, ", ".join(e.regions), e.stock, e.status) for e in CATALOG],
+    )
+    others = surveyed(
+        registry._MULTIMODAL_MODELS, registry._VLLM_MODELS, vllm.__version__
+    )
+    print()
+    _print_table(
+        ("architecture", "how"),
+        [
+            *((name, "by survey") for name in others),
+            *((name, f"eager: {reason}") for name, reason in EAGER.items()),
+        ],
+    )
+    return 0
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, tuple("-" * width for width in widths), *rows):
+    for row in (header, ["-" * width for width in widths], *rows):
         line = "  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True))
         print(line.rstrip())
-    return 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.nn as nn
 from vllm.config import VllmConfig
+from vllm.model_executor.models.interfaces import supports_multimodal
 from vllm.model_executor.models.registry import _VLLM_MODELS
 
 from vllm_mmc.compilation.compiler import stock_compile_off
@@ -65,7 +66,12 @@ def __getattr__(name: str) -> Any:
     architecture = name.removeprefix(_PREFIX)
     if architecture == name or architecture not in _VLLM_MODELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _compiled(stock_class(architecture), name)
+    if name in globals():
+        return globals()[name]  # asked for with a suffix
+    stock = stock_class(architecture)
+    if not supports_multimodal(stock):
+        return stock  # a stub, which raises an error on this platform
+    return _compiled(stock, name)
 
 
 def _compiled(stock: type, name: str) -> type:
