@@ -87,6 +87,10 @@ the settings that you warmed the cache with.
 `VLLM_PLUGINS` (a list of plugin names; ours is `mmc`; unset means all),
 `VLLM_CACHE_ROOT` (where the compile cache lives), `VLLM_DISABLE_COMPILE_CACHE=1`
 (nothing is read or kept).
+
+PyTorch's `TORCHINDUCTOR_CACHE_DIR` says below which directory kernels are compiled and
+loaded from; unset, it is `VLLM_CACHE_ROOT`, or, where that cannot be written, the temporary
+directory. Libraries must be allowed there: a file system that is mounted noexec is not used.
 """
 
 
