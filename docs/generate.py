@@ -88,9 +88,9 @@ the settings that you warmed the cache with.
 `VLLM_CACHE_ROOT` (where the compile cache lives), `VLLM_DISABLE_COMPILE_CACHE=1`
 (nothing is read or kept).
 
-PyTorch's `TORCHINDUCTOR_CACHE_DIR` says below which directory kernels are compiled and
-loaded from; unset, it is `VLLM_CACHE_ROOT`, or, where that cannot be written, the temporary
-directory. Libraries must be allowed there: a file system that is mounted noexec is not used.
+PyTorch's `TORCHINDUCTOR_CACHE_DIR` names the directory below which kernels are compiled
+and loaded. Unset, it is `VLLM_CACHE_ROOT`, or the temporary directory where that cannot
+be written. A file system that is mounted noexec is not used.
 """
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 import vllm.envs as envs
-from torch._inductor import cpu_vec_isa
 from vllm.logger import init_logger
 
 from vllm_mmc.cache.key import root
+from vllm_mmc.compat import symbols
 
 logger = init_logger(__name__)
 
@@ -152,6 +152,9 @@ def _check_vector_instructions(scratch: Path) -> None:
     """
     if envs.VLLM_DISABLE_COMPILE_CACHE or torch.cuda.is_available():
         return
+    find_sets = symbols.find("torch._inductor.cpu_vec_isa:valid_vec_isa_list")
+    if find_sets is None:
+        return
     if scratch.parent == _chosen_by_user():
         tests = scratch.parent
     elif scratch.parent == root().parent:
@@ -161,4 +164,4 @@ def _check_vector_instructions(scratch: Path) -> None:
     with contextlib.suppress(OSError):
         tests.mkdir(parents=True, exist_ok=True)
         with _inductor_directory(tests):
-            cpu_vec_isa.valid_vec_isa_list()
+            find_sets()

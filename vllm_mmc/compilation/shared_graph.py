@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from torch._dynamo.utils import compilation_time_metrics
 from vllm.compilation.counter import compilation_counter
 from vllm.config import CompilationMode, VllmConfig, set_current_vllm_config
 from vllm.logger import init_logger
@@ -25,7 +24,7 @@ from vllm_mmc import metrics
 from vllm_mmc.cache import store
 from vllm_mmc.cache.entry import Entry, entry_for
 from vllm_mmc.cache.key import environment_digest
-from vllm_mmc.compat import garbage, inductor_threads
+from vllm_mmc.compat import garbage, inductor_threads, symbols
 from vllm_mmc.compilation import captured_globals, compiler, errors, parity
 from vllm_mmc.compilation.arguments import Arguments, Signature, canonical, kind
 from vllm_mmc.compilation.compiler import CompiledFn, Graph, graph_of
@@ -414,7 +413,8 @@ def _none() -> None:
 
 
 def _seconds_of_backend() -> float:
-    return sum(compilation_time_metrics.get("create_aot_dispatcher_function", ()))
+    seconds = symbols.find("torch._dynamo.utils:compilation_time_metrics") or {}
+    return sum(seconds.get("create_aot_dispatcher_function", ()))
 
 
 _structures: dict[tuple[Any, ...], SharedGraph] = {}
