@@ -93,6 +93,10 @@ the settings that you warmed the cache with.
 `VLLM_PLUGINS` (a list of plugin names; ours is `mmc`; unset means all),
 `VLLM_CACHE_ROOT` (where the compile cache lives), `VLLM_DISABLE_COMPILE_CACHE=1`
 (nothing is read or kept).
+
+PyTorch's `TORCHINDUCTOR_CACHE_DIR` names the directory below which kernels are compiled
+and loaded. Unset, it is `VLLM_CACHE_ROOT`, or the temporary directory where that cannot
+be written. A file system that is mounted noexec is not used.
 """
 
 ARCHITECTURES = """\

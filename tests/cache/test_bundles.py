@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from vllm_mmc import catalog
+from vllm_mmc.cache import bundles, key
+from vllm_mmc.cache import entry as cache
+from vllm_mmc.cache.bundles import BundleError, export_bundle, import_bundle
 from vllm_mmc.cli.main import main
-from vllm_mmc.compilation import bundles, cache
-from vllm_mmc.compilation.bundles import BundleError, export_bundle, import_bundle
 
 CATALOG = Path(catalog.__file__)
 
@@ -41,13 +42,13 @@ class Bomb:
 
 def make_entry(region: str = "CompiledBlock", **factors: str) -> Path:
     """A whole entry in the current cache; its artifact is a bomb."""
-    factors = cache.machine_factors() | {"region": region} | factors
-    place = cache.root() / f"{region}-{cache.key_of(factors)[:16]}"
+    factors = key.machine_factors() | {"region": region} | factors
+    place = key.root() / f"{region}-{key.key_of(factors)[:16]}"
     (place / "inductor/ab").mkdir(parents=True)
     (place / "inductor/ab/kernel.so").write_bytes(b"\x7fELF" + region.encode())
     (place / "inductor/empty").touch()
-    (place / cache.ARTIFACT).write_bytes(pickle.dumps(Bomb(cache.root() / "exploded")))
-    sources = {catalog.__name__: cache._text_digest(CATALOG.read_text())}
+    (place / cache.ARTIFACT).write_bytes(pickle.dumps(Bomb(key.root() / "exploded")))
+    sources = {catalog.__name__: cache.text_digest(CATALOG.read_text())}
     for name, content in (
         (cache.FACTORS, factors),
         (cache.DETAILS, {}),
@@ -66,7 +67,7 @@ def seal(place: Path) -> None:
 
 def content(root: Path | None = None) -> dict[str, bytes]:
     """All files of the cache, what waits in hidden directories too."""
-    root = root or cache.root()
+    root = root or key.root()
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in root.rglob("*")
@@ -149,7 +150,7 @@ def test_round_trip(
         os.umask(old)
     assert exported == imported == bundles.Summary(names, {}, signed)
     assert content() == before
-    for place in cache.root().rglob("*"):
+    for place in key.root().rglob("*"):
         assert not place.stat().st_mode & 0o022, f"others may write {place}"
     assert [f.state for f in bundles.verify()] == ["whole", "whole"]
     export_bundle(again, signing_key=keys.private if signed else None)
@@ -207,7 +208,7 @@ def test_only_what_is_of_use_is_exported(
     stale = make_entry("CompiledStale")
     (stale / cache.SOURCES).write_text(json.dumps({catalog.__name__: "0"}))
     seal(stale)
-    (cache.root() / ".CompiledUnfinished-x").mkdir()
+    (key.root() / ".CompiledUnfinished-x").mkdir()
     done = export_bundle(tmp_path / "b.tar")
     assert done.entries == (good.name,)
     assert done.left_out == {
@@ -326,7 +327,7 @@ def refuse(path: Path, reason: str, public_key: Path | None = None) -> None:
     assert reason in message
     assert message.startswith(f"{path}: ") and message.isprintable()
     assert content() == before
-    assert not [*cache.root().glob(".*")]
+    assert not [*key.root().glob(".*")]
 
 
 def outside(hostile: Hostile) -> None:
@@ -344,7 +345,7 @@ def another_factor(hostile: Hostile, **factors: str) -> None:
     i = hostile.index(cache.FACTORS)
     made = json.loads(hostile.members[i][1]) | factors
     hostile.set_listed(cache.FACTORS, json.dumps(made).encode())
-    hostile.rename(f"CompiledBlock-{cache.key_of(made)[:16]}")
+    hostile.rename(f"CompiledBlock-{key.key_of(made)[:16]}")
 
 
 def another_file_of_the_list(hostile: Hostile) -> None:
@@ -584,7 +585,7 @@ def test_nothing_is_unpickled(
 ) -> None:
     place = make_entry()
     bomb = (place / cache.ARTIFACT).read_bytes()
-    exploded = cache.root() / "exploded"
+    exploded = key.root() / "exploded"
     export_bundle(tmp_path / "b.tar", signing_key=keys.private)
     move("there")
     import_bundle(tmp_path / "b.tar", public_key=keys.public)
@@ -613,12 +614,12 @@ def test_verify(move: Callable[[str], None]) -> None:
     (stale / cache.SOURCES).write_text(json.dumps({catalog.__name__: "0"}))
     seal(stale)
     for name, hours in ((".import-old", 25), (".import-now", 23), ("other", 99)):
-        place = cache.root() / name
+        place = key.root() / name
         place.mkdir()
         then = time.time() - hours * 3600
         os.utime(place, (then, then))
     found = {f.name: (f.state, f.reason) for f in bundles.verify()}
-    here = cache.machine_factors()["python"]
+    here = key.machine_factors()["python"]
     assert found.pop(damaged.name)[0] == "damaged"
     assert found == {
         whole.name: ("whole", ""),
@@ -643,7 +644,7 @@ def test_command(
         status = main(["cache", *map(str, argv)])
         return status, *capsys.readouterr()
 
-    path, here = tmp_path / "b.tar", cache.root()
+    path, here = tmp_path / "b.tar", key.root()
     status, out, err = run("export", path)
     assert (status, out) == (1, "")
     assert err.startswith(f"vllm-mmc cache export: {path}: nothing to export: {here}")
@@ -654,7 +655,7 @@ def test_command(
     assert err.startswith(f"WARNING: left out {foreign.name}: made for torch '1.0'")
 
     move("there")
-    there = cache.root()
+    there = key.root()
     other = make_keys(tmp_path / "other")
     status, out, err = run("import", path, "--public-key", other.public)
     assert (status, out) == (1, "")

@@ -18,7 +18,11 @@ import torch.nn as nn
 from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 
 from mmc_testing.logs import warnings_of
-from vllm_mmc.compilation import cache, shared_graph
+from vllm_mmc.cache import entry as cache
+from vllm_mmc.cache import store
+from vllm_mmc.cache.explain import why_missed
+from vllm_mmc.cache.key import root
+from vllm_mmc.compilation import shared_graph
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import support_torch_compile
 
@@ -54,7 +58,7 @@ def start_anew(scale: float, cls: type[nn.Module] = CompiledCached) -> nn.Module
 
 
 def entries(cls: type[nn.Module] = CompiledCached) -> set[Path]:
-    return set(cache.root().glob(f"{cls.__name__}-*"))
+    return set(root().glob(f"{cls.__name__}-*"))
 
 
 def compile_one(scale: float, cls: type[nn.Module] = CompiledCached) -> Path:
@@ -130,7 +134,7 @@ FILES = (
 
 def check_damaged(cls: type[nn.Module], scale: float, entry: Path) -> None:
     """A fresh compile, one WARNING, a right answer, and a whole entry again."""
-    with counters.expect(graphs=1, artifact_loads=0), warnings_of(cache) as logged:
+    with counters.expect(graphs=1, artifact_loads=0), warnings_of(store) as logged:
         start_anew(scale, cls)
     assert [text.partition(":")[0] for text in logged] == ["Compiling again"]
     assert cache.damage(entry) is None
@@ -194,7 +198,7 @@ def test_what_is_new_in_an_entry_is_not_opened(product: Path) -> None:
         ("shutil.copyfile", OSError(errno.ENOSPC, "No space left on device")),
         ("shutil.copyfile", OSError(errno.EDQUOT, "Disk quota exceeded")),
         ("shutil.copyfile", OSError(errno.EROFS, "Read-only file system")),
-        (f"{cache.__name__}.digests_of", PermissionError(errno.EACCES, "denied")),
+        (f"{store.__name__}.digests_of", PermissionError(errno.EACCES, "denied")),
     ],
 )
 def test_a_cache_that_cannot_be_written(
@@ -206,17 +210,17 @@ def test_a_cache_that_cannot_be_written(
     shutil.rmtree(product)
     with monkeypatch.context() as broken:
         broken.setattr(function, fail)
-        with counters.expect(graphs=1), warnings_of(cache) as logged:
+        with counters.expect(graphs=1), warnings_of(store) as logged:
             start_anew(1.0, CompiledProduct)
     assert len(logged) == 1 and error.strerror in logged[0]
-    assert not list(cache.root().glob(f"*{product.name}*"))
+    assert not list(root().glob(f"*{product.name}*"))
     start_anew(1.0, CompiledProduct)
 
 
 def test_a_read_only_cache_is_read(product: Path) -> None:
     """As in a container image: nothing is written where entries are."""
     before = {path: path.stat().st_mtime_ns for path in product.rglob("*")}
-    with counters.expect(graphs=0, artifact_loads=1), warnings_of(cache) as logged:
+    with counters.expect(graphs=0, artifact_loads=1), warnings_of(store) as logged:
         start_anew(1.0, CompiledProduct)
     assert logged == []
     assert {path: path.stat().st_mtime_ns for path in product.rglob("*")} == before
@@ -237,7 +241,7 @@ def test_a_faster_process_keeps_its_entry(
 
     inode = (theirs / cache.ARTIFACT).stat().st_ino
     monkeypatch.setattr(shared_graph.SharedGraph, "_compile", overtaken)
-    with counters.expect(graphs=1), warnings_of(cache) as logged:
+    with counters.expect(graphs=1), warnings_of(store) as logged:
         start_anew(1.0, CompiledProduct)
     assert logged == []
     assert (product / cache.ARTIFACT).stat().st_ino == inode
@@ -324,12 +328,13 @@ def test_what_no_instance_shows_counts_too(tmp_path: Path) -> None:
 def missed(scale: float, cls: type[nn.Module] = CompiledCached) -> list[str] | None:
     """What `vllm-mmc cache explain` says of one region."""
     told: list[list[str] | None] = []
-    cache.explain = lambda entry, scope: told.append(cache.why_missed(entry, scope))
-    try:
-        with counters.expect(graphs=0, artifact_loads=0):
-            start_anew(scale, cls)
-    finally:
-        cache.explain = None
+    with (
+        store.explain_lookups(
+            lambda entry, changed: told.append(why_missed(entry, changed))
+        ),
+        counters.expect(graphs=0, artifact_loads=0, fallbacks=0),
+    ):
+        start_anew(scale, cls)
     (reasons,) = told
     return reasons
 

@@ -21,7 +21,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from mmc_testing.engine import load_model, tower_context
-from vllm_mmc.compilation.structure import differences, structure_of
+from vllm_mmc.cache.explain import differences
+from vllm_mmc.compilation.structure import structure_of
 
 
 @pytest.fixture(scope="module")

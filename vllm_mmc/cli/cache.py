@@ -102,8 +102,8 @@ def _add_verify(commands: Any) -> None:
 
 
 def run_warm(args: argparse.Namespace) -> int:
+    from vllm_mmc.cache.key import root
     from vllm_mmc.cli import engine
-    from vllm_mmc.compilation import cache
 
     found = engine.start(args.model, args.engine_args, compiled=True).reports
     problems = [
@@ -116,7 +116,7 @@ def run_warm(args: argparse.Namespace) -> int:
         print(f"vllm-mmc cache warm: {problem}", file=sys.stderr)
     made = sum(report.counters["graphs"] for report in found)
     there = sum(report.counters["artifact_loads"] for report in found)
-    print(f"{cache.root()}: {made} compiled, {there} already there")
+    print(f"{root()}: {made} compiled, {there} already there")
     return int(bool(problems))
 
 
@@ -138,7 +138,7 @@ def run_explain(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from vllm_mmc.compilation.bundles import BundleError, export_bundle
+    from vllm_mmc.cache.bundles import BundleError, export_bundle
 
     try:
         done = export_bundle(args.bundle, signing_key=args.signing_key)
@@ -153,8 +153,8 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_import(args: argparse.Namespace) -> int:
-    from vllm_mmc.compilation import cache
-    from vllm_mmc.compilation.bundles import BundleError, import_bundle
+    from vllm_mmc.cache.bundles import BundleError, import_bundle
+    from vllm_mmc.cache.key import root
 
     try:
         done = import_bundle(args.bundle, public_key=args.public_key)
@@ -163,13 +163,13 @@ def run_import(args: argparse.Namespace) -> int:
     if done.signed and args.public_key is None:
         print("WARNING: signature not checked, no --public-key given", file=sys.stderr)
     there = f", {len(done.left_out)} already there" if done.left_out else ""
-    print(f"{cache.root()}: {_count(done.entries)} put in{there}")
+    print(f"{root()}: {_count(done.entries)} put in{there}")
     return 0
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    from vllm_mmc.compilation import cache
-    from vllm_mmc.compilation.bundles import verify
+    from vllm_mmc.cache.bundles import verify
+    from vllm_mmc.cache.key import root
 
     try:
         findings = verify()
@@ -177,7 +177,7 @@ def run_verify(args: argparse.Namespace) -> int:
         return _fail("verify", error)
     for finding in findings:
         print(f"{finding.state:8}  {finding.name}  {finding.reason}".rstrip())
-    print(f"{cache.root()}: {_count([f for f in findings if f.state != 'leftover'])}")
+    print(f"{root()}: {_count([f for f in findings if f.state != 'leftover'])}")
     return int(any(finding.state == "damaged" for finding in findings))
 
 

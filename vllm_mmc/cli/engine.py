@@ -3,6 +3,7 @@
 """Start an engine as `vllm serve` would, to see what becomes of its encoder."""
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -92,15 +93,21 @@ def _started(
 ) -> Outcome:
     from vllm import LLM
 
-    from vllm_mmc.compilation import cache
+    from vllm_mmc.cache.explain import why_missed
+    from vllm_mmc.cache.store import explain_lookups
 
     missed: dict[str, list[str] | None] = {}
-    if explain:
-        cache.explain = lambda entry, scope: missed.update(
-            {entry.directory.name: cache.why_missed(entry, scope)}
-        )
-    llm = LLM.from_engine_args(_engine_args(model, arguments, compiled))
-    return Outcome(llm.apply_model(_report), missed)
+    with contextlib.ExitStack() as stack:
+        if explain:
+            stack.enter_context(
+                explain_lookups(
+                    lambda entry, changed: missed.update(
+                        {entry.directory.name: why_missed(entry, changed)}
+                    )
+                )
+            )
+        llm = LLM.from_engine_args(_engine_args(model, arguments, compiled))
+        return Outcome(llm.apply_model(_report), missed)
 
 
 def _report(model: Any) -> EncoderReport:

@@ -3,5 +3,6 @@
 """What differs between supported releases, and every hook into other packages.
 
 Each module says why it exists, names the upstream issue and the release that makes
-it unnecessary, and can be undone.
+it unnecessary, and can be undone. Where what it hooks is gone, it does nothing, and
+`applies()` says why. Private names are looked up in `symbols`.
 """

@@ -16,6 +16,11 @@ import gc
 from collections.abc import Generator
 
 
+def applies() -> str | None:
+    """None: it needs nothing of vLLM's, and is right for any finalizer."""
+    return None
+
+
 @contextlib.contextmanager
 def kept() -> Generator[None, None, None]:
     enabled = gc.isenabled()

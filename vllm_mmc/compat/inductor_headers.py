@@ -13,12 +13,27 @@ Undo: nothing is kept; the change holds inside of `unprepared()`. A kernel that 
 
 import contextlib
 from collections.abc import Generator
-from unittest import mock
+
+from vllm_mmc.compat import symbols
+
+HEADER = "torch._inductor.codecache:_precompile_header"
+
+
+def applies() -> str | None:
+    """Why it does nothing; None if it does what it is for."""
+    return symbols.absent(HEADER)
 
 
 @contextlib.contextmanager
 def unprepared() -> Generator[None, None, None]:
+    if not symbols.usable(HEADER):
+        yield
+        return
     from torch._inductor import codecache
 
-    with mock.patch.object(codecache, "_precompile_header", return_value=""):
+    before = codecache._precompile_header
+    codecache._precompile_header = lambda *_, **__: ""
+    try:
         yield
+    finally:
+        codecache._precompile_header = before

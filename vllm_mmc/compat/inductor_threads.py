@@ -13,25 +13,40 @@ Undo: nothing is kept; the change holds inside of `more()`.
 import contextlib
 import os
 from collections.abc import Generator
-from unittest import mock
 
+from vllm_mmc.compat import symbols
+
+POOL = "torch._inductor.async_compile:AsyncCompile.use_process_pool"
+THREADS = "torch._inductor.config:compile_threads"
 MOST = 4
 """Compilers at once; each takes up to a gigabyte."""
+
+
+def applies() -> str | None:
+    """Why it does nothing; None if it does what it is for."""
+    return symbols.absent(POOL, THREADS)
 
 
 @contextlib.contextmanager
 def more() -> Generator[None, None, None]:
     import torch
-    from torch._inductor import async_compile, config
 
     threads = min(len(os.sched_getaffinity(0)), MOST)
-    if torch.cuda.is_available() or config.compile_threads != 1 or threads == 1:
+    wanted = not torch.cuda.is_available() and threads > 1
+    if not wanted or not symbols.usable(POOL, THREADS):
         yield
         return
-    with (
-        config.patch(compile_threads=threads),
-        mock.patch.object(
-            async_compile.AsyncCompile, "use_process_pool", return_value=False
-        ),
-    ):
+    from torch._inductor import config
+    from torch._inductor.async_compile import AsyncCompile
+
+    if config.compile_threads != 1:
         yield
+        return
+
+    before = vars(AsyncCompile)["use_process_pool"]
+    AsyncCompile.use_process_pool = classmethod(lambda _: False)
+    try:
+        with config.patch(compile_threads=threads):
+            yield
+    finally:
+        AsyncCompile.use_process_pool = before

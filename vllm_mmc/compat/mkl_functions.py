@@ -18,8 +18,17 @@ FUNCTIONS = (
 """For which torch calls MKL; see IMPLEMENT_VML_MKL in ATen/cpu/vml.h."""
 
 
+def applies() -> str | None:
+    """Why it does nothing; None if it does what it is for."""
+    import torch
+
+    return None if torch.backends.mkl.is_available() else "PyTorch is built without MKL"
+
+
 def resolve() -> None:
     """Call each with one number, which one thread computes."""
+    if applies() is not None:
+        return
     import torch
 
     for dtype in (torch.float32, torch.float64):

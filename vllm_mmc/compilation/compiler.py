@@ -18,20 +18,23 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
-from torch._dynamo.guards import CheckFunctionManager
 from vllm.compilation.counter import compilation_counter
 from vllm.compilation.monitor import monitor_torch_compile
 from vllm.config import CompilationConfig, CUDAGraphMode, VllmConfig
 from vllm.config.compilation import DynamicShapesType
-from vllm.env_override import _apply_constrain_to_fx_strides_patch
 from vllm.sequence import IntermediateTensors
 
-from vllm_mmc.compat import output_hooks
+from vllm_mmc.compat import output_hooks, symbols
 from vllm_mmc.compilation.arguments import Arguments, Signature, canonical
 from vllm_mmc.compilation.region import Dims, RegionSpec
 from vllm_mmc.sizes import buckets
 
 CompiledFn = Callable[..., Any]
+
+_STRIDES = "vllm.env_override:_apply_constrain_to_fx_strides_patch"
+_UNSUPPORTED = (
+    "torch._dynamo.guards:CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES"
+)
 
 LOCK = threading.RLock()
 """Held while compiling or loading, which changes the environment, vLLM's configuration
@@ -99,7 +102,8 @@ def compile_region(
     if backend == "inductor":
         options |= config.inductor_compile_config
     dynamic_shapes = config.dynamic_shapes_config
-    _apply_constrain_to_fx_strides_patch()
+    if (constrain_strides := symbols.find(_STRIDES)) is not None:
+        constrain_strides()
     with (
         torch._dynamo.config.patch(
             enable_aot_compile=True, enable_cpp_symbolic_shape_guards=False
@@ -159,7 +163,7 @@ def _traced_only(
     return Graph(entry.guard_manager.check, run)
 
 
-_NOT_SAVED = frozenset(CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES)
+_NOT_SAVED = frozenset(symbols.find(_UNSUPPORTED) or {"WEAKREF_ALIVE"})
 
 
 def _is_kept(guard: Any, arguments: Sequence[str]) -> bool:

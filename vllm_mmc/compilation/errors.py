@@ -30,7 +30,12 @@ FIXES = {
         "state it with torch._check in shape_invariants"
     ),
     r"No space left on device|Disk quota exceeded": (
-        "make room in the temporary directory (TMPDIR)"
+        "make room in the directory of the kernels (TORCHINDUCTOR_CACHE_DIR) and in "
+        "the temporary directory (TMPDIR)"
+    ),
+    r"failed to map segment|noexec|no directory to load kernels from": (
+        "let TORCHINDUCTOR_CACHE_DIR name a directory that can be written, of a file "
+        "system that is not mounted noexec"
     ),
     r"InvalidCxxCompiler|No working C\+\+ compiler|Python\.h|"
     r"No such file or directory: '[^']*(g\+\+|gcc|clang|c\+\+)": (
@@ -56,9 +61,13 @@ def explain(error: BaseException) -> str:
     )
     fix = next((fix for known, fix in FIXES.items() if re.search(known, text)), None)
     place = next((found for e in chain if (found := _place(e))), None)
-    return f"{type(error).__name__}{f' at {place}' if place else ''}: {first_line}" + (
-        f" - to mend it: {fix}." if fix else ""
-    )
+    said = f"{type(error).__name__}{f' at {place}' if place else ''}: {first_line}"
+    if fix is None:
+        return said
+    notes = [note for e in chain for note in getattr(e, "__notes__", ())]
+    # They name the directory that kernels are in.
+    where = " ".join(["", *notes]) if "TORCHINDUCTOR_CACHE_DIR" in fix else ""
+    return f"{said} - to mend it: {fix}.{where}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -6,6 +6,7 @@ The compiled function takes the module as its first argument and reads parameter
 from it at run time, so one function serves every module of equal structure.
 """
 
+import functools
 import re
 import threading
 import time
@@ -15,14 +16,16 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from torch._dynamo.utils import compilation_time_metrics
 from vllm.compilation.counter import compilation_counter
 from vllm.config import CompilationMode, VllmConfig, set_current_vllm_config
 from vllm.logger import init_logger
 
 from vllm_mmc import metrics
-from vllm_mmc.compat import garbage, inductor_threads
-from vllm_mmc.compilation import cache, compiler, errors, outside, parity
+from vllm_mmc.cache import store
+from vllm_mmc.cache.entry import Entry, entry_for
+from vllm_mmc.cache.key import environment_digest
+from vllm_mmc.compat import garbage, inductor_threads, symbols
+from vllm_mmc.compilation import captured_globals, compiler, errors, parity
 from vllm_mmc.compilation.arguments import (
     Arguments,
     Signature,
@@ -73,7 +76,8 @@ class SharedGraph:
         """Of what is traced."""
         self._compared: set[tuple[int, int]] = set()
         self._scope: dict[str, Any] = {}
-        self._outside: dict[str, str] = {}
+        self._captured: dict[str, str] = {}
+        """Global variable that the graphs took for granted -> value."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy of an encoder, made by copy or pickle, looks its graphs up again.
@@ -81,7 +85,7 @@ class SharedGraph:
 
     def accepts_followers(self) -> bool:
         """May another instance of this structure use these graphs now?"""
-        return self.shareable and not outside.changed(self._outside, self._scope)
+        return self.shareable and captured_globals.same(self._captured, self._scope)
 
     def __call__(
         self, module: nn.Module, arguments: Arguments, vllm_config: VllmConfig
@@ -225,18 +229,17 @@ class SharedGraph:
         if self.eager is not None or failure_key in self._failed:
             return None
         compiler.check_marks(self.spec, signature, arguments)
-        scope = self._scope = self.spec.traced(module).__func__.__globals__
+        self._scope = self.spec.traced(module).__func__.__globals__
         graphs = self._graphs.setdefault(span, [])
         for number in range(self._made.get(span, 0), self.settings.max_graphs):
             entry = self._entry(span, number, vllm_config)
-            if cache.explain is not None:
-                cache.explain(entry, scope)
-                self._failed.add(failure_key)
-                return None
             try:
                 graph = self._load_or_compile(
                     entry, module, arguments, vllm_config, bool(graphs)
                 )
+            except store.LookupsOnlyExplained:
+                self._failed.add(failure_key)
+                return None
             except Exception as error:
                 self._fall_back(error)
                 self._failed.add(failure_key)
@@ -268,8 +271,8 @@ class SharedGraph:
 
     def _entry(
         self, span: buckets.Range | None, number: int, vllm_config: VllmConfig
-    ) -> cache.Entry:
-        return cache.entry_for(
+    ) -> Entry:
+        return entry_for(
             self.spec.name,
             {
                 "region": repr(self.spec),
@@ -284,34 +287,39 @@ class SharedGraph:
 
     def _load_or_compile(
         self,
-        entry: cache.Entry,
+        entry: Entry,
         module: nn.Module,
         arguments: Arguments,
         vllm_config: VllmConfig,
         has_others: bool,
     ) -> Graph:
-        with (
-            # Guards remember the mode in which they are made or loaded.
-            torch.inference_mode(),
-            set_current_vllm_config(vllm_config),
-            cache.workplace(entry) as work_dir,
-            compiler.encoder_compilation_config(
-                vllm_config.compilation_config, work_dir
-            ),
-        ):
-            start = time.perf_counter()
-            loaded = cache.load(entry, work_dir, self._scope)
-            counters.load_seconds += time.perf_counter() - start
-            if loaded is not None:
-                counters.artifact_loads += 1
-                self._outside |= cache.outside_of(work_dir)
-                return graph_of(loaded)
+        def make(load_seconds: float) -> store.Made:
+            counters.load_seconds += load_seconds
             counters.artifact_misses += entry.enabled
             graph, saveable = self._compile_timed(module, arguments, vllm_config)
-            if self.shareable and saveable is not None:
-                cache.save(entry, saveable, work_dir, self._outside)
             counters.recompiles += has_others
+            saveable = saveable if self.shareable else None
+            return store.Made(graph, saveable, self._captured)
+
+        # Guards remember the mode in which they are made or loaded.
+        with torch.inference_mode(), set_current_vllm_config(vllm_config):
+            found = store.load_or_make(
+                entry,
+                self._scope,
+                make,
+                changed=lambda before: captured_globals.changed(before, self._scope),
+                working_in=functools.partial(
+                    compiler.encoder_compilation_config,
+                    vllm_config.compilation_config,
+                ),
+            )
+        if isinstance(found, store.Made):
+            graph: Graph = found.value
             return graph
+        counters.load_seconds += found.seconds
+        counters.artifact_loads += 1
+        self._captured |= found.captured_globals
+        return graph_of(found.function)
 
     def _compile_timed(
         self, module: nn.Module, arguments: Arguments, vllm_config: VllmConfig
@@ -359,7 +367,7 @@ class SharedGraph:
 
     def _note_guards(self, guards: Sequence[Any]) -> None:
         """What the graph takes for granted beside its arguments."""
-        self._outside |= outside.values(guards, self._scope)
+        self._captured |= captured_globals.values(guards, self._scope)
         names = {*IDENTITY_ATTRS, *self.spec.identity_attrs}
         reads = re.compile(rf"\b({'|'.join(sorted(map(re.escape, names)))})\b")
         if self.shareable and any(reads.search(g.name) for g in guards):
@@ -416,7 +424,8 @@ def _none() -> None:
 
 
 def _seconds_of_backend() -> float:
-    return sum(compilation_time_metrics.get("create_aot_dispatcher_function", ()))
+    seconds = symbols.find("torch._dynamo.utils:compilation_time_metrics") or {}
+    return sum(seconds.get("create_aot_dispatcher_function", ()))
 
 
 _structures: dict[tuple[Any, ...], SharedGraph] = {}
@@ -432,7 +441,7 @@ def shared_graph(
     share them too.
     """
     structure = structure_of(module, ignored=spec.identity_attrs)
-    key = (spec.name, structure.digest, cache.environment_digest(vllm_config))
+    key = (spec.name, structure.digest, environment_digest(vllm_config))
     with _structures_lock:
         found = _structures.get(key)
         if found is not None and found.accepts_followers():

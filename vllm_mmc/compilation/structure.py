@@ -16,7 +16,7 @@ import hashlib
 import inspect
 import logging
 import types
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -94,19 +94,6 @@ def structure_of(module: nn.Module, ignored: Collection[str] = ()) -> Structure:
 def class_digest(cls: type) -> str:
     """SHA-256 of a class and of the code of its methods, in hexadecimal."""
     return _sha256(repr(_class_description(cls)).encode())
-
-
-def differences(
-    a: Description, b: Description, path: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (path, value in `a`, value in `b`) for each leaf that differs."""
-    if not (isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b)):
-        if a != b:
-            yield path or ".", a, b
-        return
-    name = a[0] if a and isinstance(a[0], str) and a[0] == b[0] else ""
-    for i, (x, y) in enumerate(zip(a, b, strict=True)):
-        yield from differences(x, y, f"{path}/{name or i}")
 
 
 class _Walker:

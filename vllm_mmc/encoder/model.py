@@ -16,7 +16,7 @@ import vllm.envs as envs
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
-from vllm_mmc.compilation import cache
+from vllm_mmc.cache import key as cache
 from vllm_mmc.compilation.attached import attach
 from vllm_mmc.compilation.structure import class_digest
 from vllm_mmc.encoder import dummy_inputs

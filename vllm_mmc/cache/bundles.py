@@ -6,7 +6,7 @@ A bundle is an uncompressed tar:
 
     manifest.json       {"format": ..., "entries": {entry: {file: SHA-256}}}
     manifest.sig        optional: Ed25519 signature of the bytes of manifest.json
-    <entry>/<file>      every file of every entry, as `cache` describes them
+    <entry>/<file>      every file of every entry, as `entry` describes them
 
 A cache entry is code, so a bundle is read as data: nothing in it is unpickled or
 run, everything is unpacked into a hidden directory, and no entry gets its name
@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vllm_mmc.compilation import cache
+from vllm_mmc.cache.entry import DIGESTS, FACTORS, changed_sources, damage
+from vllm_mmc.cache.key import machine_factors, root, sha256
 
 FORMAT = "vllm_mmc bundle 1"
 MANIFEST = "manifest.json"
@@ -104,7 +105,7 @@ def export_bundle(path: Path, *, signing_key: Path | None = None) -> Summary:
                 for entry in entries:
                     for file in sorted(entries[entry]):
                         name = f"{entry}/{file}"
-                        _add(bundle, name, (cache.root() / name).read_bytes())
+                        _add(bundle, name, (root() / name).read_bytes())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -139,8 +140,8 @@ def import_bundle(path: Path, *, public_key: Path | None = None) -> Summary:
             listed = {f"{entry}/{file}" for entry in entries for file in entries[entry]}
             if extra := members.keys() - listed - {MANIFEST, SIGNATURE}:
                 raise ValueError(f"{MANIFEST} does not list {min(extra)!r}")
-            cache.root().mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".import-", dir=cache.root()) as at:
+            root().mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".import-", dir=root()) as at:
                 for entry, files in entries.items():
                     _unpack(read, entry, files, Path(at))
                 left_out = _put_in_place(entries, Path(at))
@@ -154,38 +155,44 @@ def import_bundle(path: Path, *, public_key: Path | None = None) -> Summary:
 
 def verify() -> list[Finding]:
     """Compute every key and digest of the cache again; nothing is unpickled."""
-    findings = [_examine(place) for place in _entries()]
-    for place in sorted(cache.root().glob(".*")):
+    findings = [_examine(directory) for directory in _entries()]
+    for directory in sorted(root().glob(".*")):
         with contextlib.suppress(FileNotFoundError):  # it was finished just now
-            hours = (time.time() - place.lstat().st_mtime) / 3600
+            hours = (time.time() - directory.lstat().st_mtime) / 3600
             if hours > LEFT_OVER_HOURS:
                 reason = f"unfinished for {hours:.0f} hours; it may be removed"
-                findings.append(Finding(place.name, "leftover", reason))
+                findings.append(Finding(directory.name, "leftover", reason))
     return findings
 
 
 def _entries() -> list[Path]:
-    return [p for p in sorted(cache.root().glob("*")) if ENTRY.fullmatch(p.name)]
+    return [p for p in sorted(root().glob("*")) if ENTRY.fullmatch(p.name)]
 
 
-def _examine(place: Path) -> Finding:
+def _examine(directory: Path) -> Finding:
     try:
-        if reason := cache.damage(place):
-            return Finding(place.name, "damaged", reason)
-        if reason := _misfit(place):
-            return Finding(place.name, "stale", reason)
-        if changed := cache.changed_sources(place):
-            reason = f"compiled from another {changed[0]}"
-            return Finding(place.name, "stale", reason)
+        if reason := damage(directory):
+            return Finding(directory.name, "damaged", reason)
+        if reason := _misfit(directory):
+            return Finding(directory.name, "stale", reason)
     except (OSError, ValueError) as error:
-        return Finding(place.name, "damaged", f"{type(error).__name__}: {error}")
-    return Finding(place.name, "whole")
+        return Finding(directory.name, "damaged", f"{type(error).__name__}: {error}")
+    try:
+        if changed := changed_sources(directory):
+            reason = f"compiled from another {changed[0]}"
+            return Finding(directory.name, "stale", reason)
+    except ValueError as error:
+        return Finding(directory.name, "damaged", f"{type(error).__name__}: {error}")
+    except (OSError, ImportError) as error:
+        reason = f"its sources cannot be read: {type(error).__name__}: {error}"
+        return Finding(directory.name, "stale", reason)
+    return Finding(directory.name, "whole")
 
 
-def _misfit(place: Path) -> str | None:
+def _misfit(directory: Path) -> str | None:
     """How this machine differs from the one a whole entry was made for."""
-    factors = json.loads((place / cache.FACTORS).read_text())
-    for name, here in cache.machine_factors().items():
+    factors = json.loads((directory / FACTORS).read_text())
+    for name, here in machine_factors().items():
         if (there := factors.get(name)) != here:
             return f"made for {name} {there!r}, and this machine has {here!r}"
     return None
@@ -194,17 +201,17 @@ def _misfit(place: Path) -> str | None:
 def _entries_to_export() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Entry -> file -> SHA-256, and entry that is left out -> why; sorted by name."""
     entries, left_out = {}, {}
-    for place in _entries():
-        finding = _examine(place)
+    for directory in _entries():
+        finding = _examine(directory)
         if finding.state == "whole":
-            digests = (place / cache.DIGESTS).read_bytes()
+            digests = (directory / DIGESTS).read_bytes()
             files: dict[str, str] = json.loads(digests)
-            entries[place.name] = files | {cache.DIGESTS: cache.sha256(digests)}
+            entries[directory.name] = files | {DIGESTS: sha256(digests)}
         else:
-            left_out[place.name] = finding.reason
+            left_out[directory.name] = finding.reason
     if not entries:
         raise ValueError(
-            f"nothing to export: {cache.root()} has no entry that is of use on this "
+            f"nothing to export: {root()} has no entry that is of use on this "
             "machine; make some with `vllm-mmc cache warm MODEL`"
         )
     return entries, left_out
@@ -253,8 +260,8 @@ def _parse(manifest: bytes) -> dict[str, dict[str, str]]:
     for entry, files in entries.items():
         if not ENTRY.fullmatch(entry):
             raise ValueError(f"{entry!r} is not <Region>-<16 hexadecimal digits>")
-        if not isinstance(files, dict) or cache.DIGESTS not in files:
-            raise ValueError(f"{MANIFEST} does not list {entry}/{cache.DIGESTS}")
+        if not isinstance(files, dict) or DIGESTS not in files:
+            raise ValueError(f"{MANIFEST} does not list {entry}/{DIGESTS}")
         for file in files:
             if not file.isprintable() or {"", ".", ".."} & set(file.split("/")):
                 raise ValueError(f"{file!r} is not a plain relative path")
@@ -265,19 +272,19 @@ def _unpack(
     read: Callable[[str], bytes], entry: str, files: Files, staging: Path
 ) -> None:
     """Write one entry to the directory `staging`, and check it there."""
-    place = staging / entry
+    directory = staging / entry
     for file, digest in files.items():
         data = read(f"{entry}/{file}")
-        if cache.sha256(data) != digest:
+        if sha256(data) != digest:
             raise ValueError(f"{entry}/{file} is not what {MANIFEST} lists")
-        (place / file).parent.mkdir(parents=True, exist_ok=True)
-        (place / file).write_bytes(data)
-    listed = {file: files[file] for file in files if file != cache.DIGESTS}
-    if json.loads((place / cache.DIGESTS).read_text()) != listed:
-        raise ValueError(f"{MANIFEST} and {entry}/{cache.DIGESTS} differ")
-    if reason := cache.damage(place) or _misfit(place):
+        (directory / file).parent.mkdir(parents=True, exist_ok=True)
+        (directory / file).write_bytes(data)
+    listed = {file: files[file] for file in files if file != DIGESTS}
+    if json.loads((directory / DIGESTS).read_text()) != listed:
+        raise ValueError(f"{MANIFEST} and {entry}/{DIGESTS} differ")
+    if reason := damage(directory) or _misfit(directory):
         raise ValueError(f"{entry}: {reason}")
-    for path in (place, *place.rglob("*")):  # whatever the umask: it is code
+    for path in (directory, *directory.rglob("*")):  # whatever the umask: it is code
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
@@ -285,13 +292,13 @@ def _put_in_place(entries: Mapping[str, Files], staging: Path) -> dict[str, str]
     """Move checked entries into the cache; returns those already there -> why not."""
     left_out = {}
     for entry in entries:
-        place = cache.root() / entry
-        if os.path.lexists(place):
-            if _examine(place).state == "whole":
+        directory = root() / entry
+        if os.path.lexists(directory):
+            if _examine(directory).state == "whole":
                 left_out[entry] = "already there"
                 continue
-            place.rename(staging / f"replaced-{entry}")
-        (staging / entry).rename(place)
+            directory.rename(staging / f"replaced-{entry}")
+        (staging / entry).rename(directory)
     return left_out
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""What a graph took from outside of its module: the values of globals.
+"""Captured globals: what a graph took from outside of its module.
 
 A switch that is read from a global variable while tracing is a constant in the graph,
 and belongs to no instance and to no source file. Dynamo guards on it; we drop guards,
@@ -9,6 +9,7 @@ so the values are written down instead, and compared where a graph is taken over
 
 import ast
 import importlib
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,14 +34,18 @@ def values(guards: Iterable[Any], scope: Mapping[str, Any]) -> dict[str, str]:
         if guard.is_global and guard.has_value and isinstance(guard.value, _PLAIN):
             try:
                 value = _look_up(guard.name, scope)
-            except _Unknown:
+            except (_Unknown, ImportError, OSError):
                 continue
             found[guard.name] = repr(value)
     return found
 
 
 def changed(before: Mapping[str, str], scope: Mapping[str, Any]) -> str | None:
-    """The first value that is another now, in words; None if all are the same."""
+    """The first value that is another now, in words; None if all are the same.
+
+    Raises:
+        OSError, ImportError: A module cannot be imported now, which proves nothing.
+    """
     for name, value in before.items():
         try:
             now = repr(_look_up(name, scope))
@@ -51,6 +56,14 @@ def changed(before: Mapping[str, str], scope: Mapping[str, Any]) -> str | None:
     return None
 
 
+def same(before: Mapping[str, str], scope: Mapping[str, Any]) -> bool:
+    """Whether all values are known to be the same now."""
+    try:
+        return changed(before, scope) is None
+    except (ImportError, OSError):
+        return False
+
+
 class _Unknown(Exception):
     pass
 
@@ -59,7 +72,7 @@ def _look_up(expression: str, scope: Mapping[str, Any]) -> Any:
     """Attributes and items only: nothing of the expression is executed."""
     try:
         return _value(ast.parse(expression, mode="eval").body, scope)
-    except _Unknown:
+    except (_Unknown, ImportError, OSError):
         raise
     except Exception as error:
         raise _Unknown(expression) from error
@@ -73,13 +86,21 @@ def _value(node: ast.expr, scope: Mapping[str, Any]) -> Any:
             if name in scope:
                 return scope[name]
             if name.startswith(_ALIAS):
-                module = name.removeprefix(_ALIAS).replace("_dot_", ".")
-                return importlib.import_module(module)
+                return _module(name.removeprefix(_ALIAS).replace("_dot_", "."))
             raise _Unknown(name)
         case ast.Call(ast.Name("__import__"), [ast.Constant(str(name))], []):
-            return importlib.import_module(name)
+            return _module(name)
         case ast.Attribute(of, name):
             return getattr(_value(of, scope), name)
         case ast.Subscript(of, ast.Constant(key)):
             return _value(of, scope)[key]
     raise _Unknown(ast.dump(node))
+
+
+def _module(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise _Unknown(name) from error
+        raise  # it is there, and needs a module that is not
