@@ -23,7 +23,7 @@ from mmc_testing.engine import (
 from mmc_testing.parity import assert_close
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.demo import media
-from vllm_mmc.models.interfaces import CompiledEncoder
+from vllm_mmc.encoder.interfaces import CompiledEncoder
 
 SIZES = ((224, 224), (504, 588), (280, 336))
 

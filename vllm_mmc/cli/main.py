@@ -29,10 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    header = ("architecture", "regions", "stock vLLM compiles", "status")
+    header = ("architecture", "regions", "stock vLLM compiles")
     rows = [
-        (entry.architecture, ", ".join(entry.regions), entry.stock, entry.status)
-        for entry in CATALOG
+        (entry.architecture, ", ".join(entry.regions), entry.stock) for entry in CATALOG
     ]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, tuple("-" * width for width in widths), *rows):

@@ -8,17 +8,13 @@ A clip is a list of windows of 30 s; of the last, only what is speech is compute
 import numpy as np
 import torch
 from vllm.model_executor.models.audioflamingo3 import (
-    AudioFlamingo3DummyInputsBuilder,
     AudioFlamingo3Encoder,
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Inputs,
-    AudioFlamingo3MultiModalProcessor,
-    AudioFlamingo3ProcessingInfo,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import begins, host_lengths
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import host_lengths, starts
 from vllm_mmc.models.qwen2_audio import CompiledQwen2AudioEncoder
 from vllm_mmc.models.whisper import ENCODER_REGIONS
 
@@ -27,17 +23,6 @@ class CompiledAudioFlamingo3Encoder(CompiledQwen2AudioEncoder):
     """The encoder; a window of 30 s is what a clip is to Qwen2-Audio's."""
 
 
-class CompiledAudioFlamingo3ProcessingInfo(
-    RefusesBadAudio, AudioFlamingo3ProcessingInfo
-):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    AudioFlamingo3MultiModalProcessor,
-    info=CompiledAudioFlamingo3ProcessingInfo,
-    dummy_inputs=AudioFlamingo3DummyInputsBuilder,
-)
 class CompiledAudioFlamingo3ForConditionalGeneration(
     SupportsCompiledEncoder, AudioFlamingo3ForConditionalGeneration
 ):
@@ -56,6 +41,6 @@ class CompiledAudioFlamingo3ForConditionalGeneration(
         frames = host_lengths(mask.sum(-1))  # the one thing that the host waits for
         x = encoder(features.to(encoder.conv1.weight.dtype), frames)
         lengths = np.add.reduceat(
-            encoder.embeddings(frames), begins(np.asarray(windows))
+            encoder.embeddings(frames), starts(np.asarray(windows))
         )
         return self.multi_modal_projector(x).split(lengths.tolist())

@@ -13,16 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.model_executor.models.kimi_audio import (
-    KimiAudioDummyInputsBuilder,
     KimiAudioForConditionalGeneration,
-    KimiAudioMultiModalProcessor,
-    KimiAudioProcessingInfo,
     KimiAudioWhisperEncoder,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import begins, spread
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import pad_items, starts
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
     PackedWhisperEncoder,
@@ -45,11 +41,11 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
     def forward(self, input_features: Sequence[torch.Tensor]) -> torch.Tensor:
         frames = np.array([clip.shape[-1] for clip in input_features])
         tokens = after_convolutions(frames)
-        metadata = self.prepare_encoder_metadata(begins(frames), frames, tokens)
+        metadata = self.prepare_encoder_metadata(starts(frames), frames, tokens)
         x = self.embed_packed(torch.cat(list(input_features), dim=-1), metadata)
         x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
         # A clip's last tokens have zeros beside them.
-        x = spread(self.layer_norm(x), tokens, rooms=-(-tokens // 4) * 4)
+        x = pad_items(self.layer_norm(x), tokens, padded_lengths=-(-tokens // 4) * 4)
         return x.view(-1, 4 * x.shape[1])
 
     @staticmethod
@@ -65,15 +61,6 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
         return PackedWhisperEncoder.load_weights(self, weights)
 
 
-class CompiledKimiAudioProcessingInfo(RefusesBadAudio, KimiAudioProcessingInfo):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    KimiAudioMultiModalProcessor,
-    info=CompiledKimiAudioProcessingInfo,
-    dummy_inputs=KimiAudioDummyInputsBuilder,
-)
 class CompiledKimiAudioForConditionalGeneration(
     SupportsCompiledEncoder, KimiAudioForConditionalGeneration
 ):

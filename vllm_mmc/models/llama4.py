@@ -35,14 +35,14 @@ from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.layers.activation import gelu_
-from vllm_mmc.layers.rotary_embedding import apply_rotary_emb, cos_sin
-from vllm_mmc.layers.upcast import upcast_for
-from vllm_mmc.models.interfaces import (
+from vllm_mmc.encoder.interfaces import (
     CompiledEncoder,
     SupportsCompiledEncoder,
     compile_encoder,
 )
+from vllm_mmc.layers.activation import gelu_
+from vllm_mmc.layers.rotary_embedding import apply_rotary_emb, cos_sin
+from vllm_mmc.layers.upcast import upcast_for
 from vllm_mmc.sizes.buckets import encoder_forward
 
 # === Vision Encoder === #

@@ -20,17 +20,14 @@ from vllm.model_executor.models.minicpmo import (
     MiniCPMO2_6,
     MiniCPMO4_5,
     MiniCPMOAudioFeatureInputs,
-    MiniCPMODummyInputsBuilder,
-    MiniCPMOMultiModalProcessor,
-    MiniCPMOProcessingInfo,
     MiniCPMWhisperEncoder,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import Ints, begins, one_item, pooled
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.compilation.decorators import adopt
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.audio_input import AudioValidationMixin
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import Ints, mean_pool, one_item, starts
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
     CompiledWhisperEncoderAttention,
@@ -91,7 +88,7 @@ class CompiledMiniCPMWhisperEncoder(PackedWhisperEncoder):
     ) -> torch.Tensor:
         frames = _frames(input_features)
         tokens = after_convolutions(frames)
-        metadata = self.prepare_encoder_metadata(begins(frames), frames, tokens)
+        metadata = self.prepare_encoder_metadata(starts(frames), frames, tokens)
         x = self.embed_packed(torch.cat(list(input_features), dim=-1), metadata)
         chunk = int(max(chunk_length, 0) * TOKENS_PER_SECOND)
         chunk = chunk or self.max_source_positions
@@ -119,15 +116,16 @@ TOKENS_PER_SECOND = 50
 ATTENTION = {CompiledWhisperEncoderAttention: CompiledMiniCPMWhisperEncoderAttention}
 
 
-class CompiledMiniCPMOProcessingInfo(RefusesBadAudio, MiniCPMOProcessingInfo):
+class MiniCPMOAudioValidation(AudioValidationMixin):
     @property
-    def least_samples(self) -> int:
-        # Two frames, of 10 ms, are a token.
+    def min_samples(self) -> int:
+        # Two frames of 10 ms become a token, and `audio_pool_step` tokens an embedding.
         step = self.get_default_audio_pool_step()
         return 2 * (step - 1) * self.get_default_audio_sampling_rate() // 100 + 1
 
 
 class SupportsCompiledMiniCPMWhisper(SupportsCompiledEncoder):
+    audio_validation = MiniCPMOAudioValidation
     encoder_regions = ENCODER_REGIONS
     native_encoders = {MiniCPMWhisperEncoder: CompiledMiniCPMWhisperEncoder}
 
@@ -146,7 +144,7 @@ class SupportsCompiledMiniCPMWhisper(SupportsCompiledEncoder):
         x = encoder(slices, self.config.audio_chunk_length)
         x = self.audio_projection_layer(x)
         step, tokens = self.config.audio_pool_step, encoder.tokens(slices)
-        x, embeddings = pooled(x, tokens, step), tokens // step
+        x, embeddings = mean_pool(x, tokens, step), tokens // step
         # A clip longer than half a minute is some slices.
         ends = np.cumsum([len(clip) for clip in data["audio_feature_lens"]])[:-1]
         return list(x.split([int(c.sum()) for c in np.split(embeddings, ends)]))
@@ -163,11 +161,6 @@ class CompiledMiniCPMO4_5(SupportsCompiledMiniCPMWhisper, MiniCPMO4_5):
 VERSIONS = {"2.6": CompiledMiniCPMO2_6, "4.5": CompiledMiniCPMO4_5}
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    MiniCPMOMultiModalProcessor,
-    info=CompiledMiniCPMOProcessingInfo,
-    dummy_inputs=MiniCPMODummyInputsBuilder,
-)
 class CompiledMiniCPMO(SupportsCompiledMiniCPMWhisper, MiniCPMO):
     """As stock's: what is built is the class of the version."""
 

@@ -5,16 +5,12 @@ depth."""
 
 import torch
 from vllm.model_executor.models.moss_transcribe_diarize import (
-    MossTranscribeDiarizeDummyInputsBuilder,
     MossTranscribeDiarizeForConditionalGeneration,
-    MossTranscribeDiarizeMultiModalProcessor,
-    MossTranscribeDiarizeProcessingInfo,
     MossTranscribeDiarizeWhisperEncoder,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import host_lengths, on_device, places
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import host_lengths, item_and_offset, on_device
 from vllm_mmc.models.whisper import ENCODER_REGIONS, CompiledWhisperEncoder
 
 
@@ -32,7 +28,7 @@ class CompiledMossTranscribeDiarizeWhisperEncoder(
         if input_features.numel() == 0:
             return input_features.new_empty((1, 0, self.conv1.out_channels))
         x = CompiledWhisperEncoder.forward(self, input_features.to(self.conv1.weight))
-        window, position = places(
+        window, position = item_and_offset(
             host_lengths(audio_feature_lengths) * self.audio_merge_size
         )
         kept = on_device(window * x.shape[1] + position, x.device)
@@ -42,17 +38,6 @@ class CompiledMossTranscribeDiarizeWhisperEncoder(
         return 0  # not known: a window of a single embedding is encoded whole
 
 
-class CompiledMossTranscribeDiarizeProcessingInfo(
-    RefusesBadAudio, MossTranscribeDiarizeProcessingInfo
-):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    MossTranscribeDiarizeMultiModalProcessor,
-    info=CompiledMossTranscribeDiarizeProcessingInfo,
-    dummy_inputs=MossTranscribeDiarizeDummyInputsBuilder,
-)
 class CompiledMossTranscribeDiarizeForConditionalGeneration(
     SupportsCompiledEncoder, MossTranscribeDiarizeForConditionalGeneration
 ):

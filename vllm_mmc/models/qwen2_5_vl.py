@@ -27,7 +27,7 @@ from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.models.interfaces import (
+from vllm_mmc.encoder.interfaces import (
     CompiledEncoder,
     SupportsCompiledEncoder,
     compile_encoder,

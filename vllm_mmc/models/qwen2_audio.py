@@ -10,16 +10,12 @@ import numpy as np
 import torch
 from transformers.models.qwen2_audio import Qwen2AudioEncoder
 from vllm.model_executor.models.qwen2_audio import (
-    Qwen2AudioDummyInputsBuilder,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioInputs,
-    Qwen2AudioMultiModalProcessor,
-    Qwen2AudioProcessingInfo,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import Lengths, host_lengths, pooled
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import Lengths, host_lengths, mean_pool
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
     PackedWhisperEncoder,
@@ -49,18 +45,9 @@ class CompiledQwen2AudioEncoder(PackedWhisperEncoder):
         )
         x = self.embed_packed(input_features.transpose(0, 1).flatten(1), metadata)
         x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
-        return self.layer_norm(pooled(x, tokens, 2))
+        return self.layer_norm(mean_pool(x, tokens, 2))
 
 
-class CompiledQwen2AudioProcessingInfo(RefusesBadAudio, Qwen2AudioProcessingInfo):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    Qwen2AudioMultiModalProcessor,
-    info=CompiledQwen2AudioProcessingInfo,
-    dummy_inputs=Qwen2AudioDummyInputsBuilder,
-)
 class CompiledQwen2AudioForConditionalGeneration(
     SupportsCompiledEncoder, Qwen2AudioForConditionalGeneration
 ):

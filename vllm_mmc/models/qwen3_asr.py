@@ -26,41 +26,35 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniAudioFeatureInputs,
 )
 from vllm.model_executor.models.qwen3_asr import (
-    Qwen3ASRDummyInputsBuilder,
-    Qwen3ASRForConditionalGeneration,
-    Qwen3ASRMultiModalProcessor,
-    Qwen3ASRProcessingInfo,
     _get_feat_extract_output_lengths,
 )
 from vllm.model_executor.models.qwen3_omni_moe_thinker import (
     Qwen3OmniMoeAudioEncoder,
     Qwen3OmniMoeAudioEncoderLayer,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import (
-    Lengths,
-    begins,
-    cu_seqlens,
-    host_lengths,
-    on_device,
-    one_item,
-    places,
-)
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.layers.activation import activate_, gelu_
-from vllm_mmc.layers.upcast import upcast_for
-from vllm_mmc.models.interfaces import (
+from vllm_mmc.encoder.interfaces import (
     CompiledEncoder,
-    RefusesBadAudio,
     SupportsCompiledEncoder,
     compile_encoder,
 )
+from vllm_mmc.encoder.packed import (
+    Lengths,
+    cu_seqlens,
+    host_lengths,
+    item_and_offset,
+    on_device,
+    one_item,
+    starts,
+)
+from vllm_mmc.layers.activation import activate_, gelu_
+from vllm_mmc.layers.upcast import upcast_for
 from vllm_mmc.sizes.buckets import encoder_forward
 
 # === Audio Encoder === #
@@ -141,9 +135,9 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
         """From the frames of each clip: numbers on the host, then one copy each."""
         frames = host_lengths(feature_lens)
         chunk = self.n_window * 2
-        clip, place = places(-(-frames // chunk))  # of each chunk
+        clip, place = item_and_offset(-(-frames // chunk))  # of each chunk
         offset = np.arange(chunk) + (place * chunk)[:, None]
-        begin = begins(frames)[clip, None]
+        begin = starts(frames)[clip, None]
         column = np.where(offset < frames[clip, None], begin + offset, frames.sum())
 
         positions = _after_cnn(chunk)
@@ -152,7 +146,7 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
 
         lengths = np.bincount(clip, kept, len(frames)).astype(np.int64)
         window = positions * (self.n_window_infer // chunk)
-        owner, place = places(-(-lengths // window))  # of each window
+        owner, place = item_and_offset(-(-lengths // window))  # of each window
         sizes = np.minimum(lengths[owner] - place * window, window)
         if len(token) == 1:  # a graph takes for granted that there are more
             token, sizes = token.repeat(2), sizes.repeat(2)
@@ -229,7 +223,7 @@ ENCODER_REGIONS = {
 
 
 class SupportsCompiledQwen3Audio(SupportsCompiledEncoder):
-    """Every model with this audio tower. Put it before the stock class."""
+    """For every model with this audio tower. It goes before the stock class."""
 
     encoder_regions = ENCODER_REGIONS
 
@@ -243,18 +237,3 @@ class SupportsCompiledQwen3Audio(SupportsCompiledEncoder):
         lengths = audio_input["audio_feature_lengths"]
         features = encoder(audio_input["input_features"].to(encoder.dtype), lengths)
         return features.split(_get_feat_extract_output_lengths(lengths).tolist())
-
-
-class CompiledQwen3ASRProcessingInfo(RefusesBadAudio, Qwen3ASRProcessingInfo):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    Qwen3ASRMultiModalProcessor,
-    info=CompiledQwen3ASRProcessingInfo,
-    dummy_inputs=Qwen3ASRDummyInputsBuilder,
-)
-class CompiledQwen3ASRForConditionalGeneration(
-    SupportsCompiledQwen3Audio, Qwen3ASRForConditionalGeneration
-):
-    pass

@@ -10,16 +10,12 @@ of a chunk. Here padding is not computed, and zero: a chunk is what it is alone.
 import numpy as np
 import torch
 from vllm.model_executor.models.ultravox import (
-    UltravoxDummyInputsBuilder,
     UltravoxModel,
-    UltravoxMultiModalProcessor,
-    UltravoxProcessingInfo,
     UltravoxWhisperEncoder,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import Lengths, host_lengths, spread
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import Lengths, host_lengths, pad_items
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
     PackedWhisperEncoder,
@@ -54,18 +50,9 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
         x = self.embed_packed(input_features.transpose(0, 1).flatten(1), metadata)
         x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
         rooms = after_convolutions(np.full(chunks, frames))
-        return spread(self.layer_norm(x), tokens, rooms).unflatten(0, (chunks, -1))
+        return pad_items(self.layer_norm(x), tokens, rooms).unflatten(0, (chunks, -1))
 
 
-class CompiledUltravoxProcessingInfo(RefusesBadAudio, UltravoxProcessingInfo):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    UltravoxMultiModalProcessor,
-    info=CompiledUltravoxProcessingInfo,
-    dummy_inputs=UltravoxDummyInputsBuilder,
-)
 class CompiledUltravoxModel(SupportsCompiledEncoder, UltravoxModel):
     encoder_regions = ENCODER_REGIONS | {
         UltravoxWhisperEncoder: CompiledUltravoxWhisperEncoder

@@ -17,42 +17,37 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.ultravox import _load_whisper_layer_weights
 from vllm.model_executor.models.utils import cast_overflow_tensors
 from vllm.model_executor.models.whisper import (
-    WhisperDummyInputsBuilder,
     WhisperEncoder,
     WhisperEncoderAttention,
     WhisperEncoderLayer,
     WhisperForConditionalGeneration,
     WhisperMLP,
-    WhisperMultiModalProcessor,
-    WhisperProcessingInfo,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_mmc.attention.mm_encoder_attention import MMEncoderAttention
-from vllm_mmc.attention.packing import (
-    Ints,
-    Lengths,
-    begins,
-    cu_seqlens,
-    host_lengths,
-    on_device,
-    one_item,
-    places,
-)
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.layers.activation import activate_, gelu_
-from vllm_mmc.layers.upcast import upcast_for
-from vllm_mmc.models.interfaces import (
+from vllm_mmc.encoder.interfaces import (
     CompiledEncoder,
-    RefusesBadAudio,
     SupportsCompiledEncoder,
     compile_encoder,
 )
+from vllm_mmc.encoder.packed import (
+    Ints,
+    Lengths,
+    cu_seqlens,
+    host_lengths,
+    item_and_offset,
+    on_device,
+    one_item,
+    starts,
+)
+from vllm_mmc.layers.activation import activate_, gelu_
+from vllm_mmc.layers.upcast import upcast_for
 from vllm_mmc.sizes.buckets import encoder_forward
 
 # === Audio Encoder === #
@@ -227,11 +222,11 @@ class PackedWhisperEncoder(WhisperEncoderBase):
         """
         # A gap of at least one column, and an even number: the stride is 2.
         sections = (frames // 2 + 1) * 2
-        sequence, column = places(sections)
+        sequence, column = item_and_offset(sections)
         gap = column >= frames[sequence]
         columns = np.where(gap, -1, begin[sequence] + column)
-        sequence, position = places(tokens)
-        kept = begins(sections)[sequence] // 2 + position
+        sequence, position = item_and_offset(tokens)
+        kept = starts(sections)[sequence] // 2 + position
         if len(kept) == 1:  # a graph takes for granted that there are more
             kept, position, tokens = (
                 kept.repeat(2),
@@ -295,15 +290,6 @@ ENCODER_REGIONS = {
 }
 
 
-class CompiledWhisperProcessingInfo(RefusesBadAudio, WhisperProcessingInfo):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    WhisperMultiModalProcessor,
-    info=CompiledWhisperProcessingInfo,
-    dummy_inputs=WhisperDummyInputsBuilder,
-)
 class CompiledWhisperForConditionalGeneration(
     SupportsCompiledEncoder, WhisperForConditionalGeneration
 ):
