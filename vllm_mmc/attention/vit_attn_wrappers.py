@@ -206,7 +206,7 @@ def prefix_sdpa(
         out[rows] = x.flatten(0, 1)
         return out.view(items, seq, *x.shape[2:]).transpose(1, 2)
 
-    # What is no token sees one, and is left behind.
+    # Padding rows attend to one key (an empty softmax is NaN) and are dropped below.
     limits = seen.new_ones(items * seq).index_copy_(0, rows, seen)
     mask = torch.arange(seq, device=q.device) < limits.view(items, 1, seq, 1)
     out = F.scaled_dot_product_attention(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
-from vllm.config import CompilationMode, VllmConfig
+from vllm.config import CompilationMode, VllmConfig, get_current_vllm_config
 from vllm.distributed import get_pp_group
 from vllm.forward_context import override_forward_context
 from vllm.logger import init_logger
@@ -195,11 +195,23 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 class CompiledEncoder(nn.Module):
     """A tower whose calls are packed. It goes before the stock class.
 
+    A model adopts the stock tower that vLLM has built; the constructor does not run.
+    The constructor builds the encoder without a model. Its arguments are those of the
+    stock constructor. The configuration is `vllm_config`, or vLLM's current one.
+
     Attributes:
         encoder_shapes: which size gets which graph.
     """
 
+    encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
+    """Stock class -> our compiled subclass, for the modules of this tower."""
     encoder_shapes: EncoderShapes
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        vllm_config = kwargs.get("vllm_config") or get_current_vllm_config()
+        with stock_compile_off(vllm_config):
+            super().__init__(*args, **kwargs)
+        compile_encoder(self, self.encoder_regions, vllm_config)
 
     @property
     def encoder_step(self) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Audio Flamingo 3 with Qwen2-Audio's packed encoder: one graph, whatever the depth.
+"""Audio Flamingo 3 with Qwen2-Audio's encoder: one graph for any number of layers.
 
-A clip is a list of windows of 30 s; of the last, only what is speech is computed.
+A clip is a list of windows of 30 s. Padding of the last window is not computed.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from vllm_mmc.models.whisper import ENCODER_REGIONS
 
 
 class CompiledAudioFlamingo3Encoder(CompiledQwen2AudioEncoder):
-    """The encoder; a window of 30 s is what a clip is to Qwen2-Audio's."""
+    """Qwen2-Audio's encoder, called with windows of 30 s instead of clips."""
 
 
 class CompiledAudioFlamingo3ForConditionalGeneration(
@@ -38,7 +38,7 @@ class CompiledAudioFlamingo3ForConditionalGeneration(
         ):
             return super()._process_audio_input(audio_input)
         features, mask, windows = self._normalize_audio_feature_inputs(audio_input)
-        frames = host_lengths(mask.sum(-1))  # the one thing that the host waits for
+        frames = host_lengths(mask.sum(-1))  # the host waits for the device here only
         x = encoder(features.to(encoder.conv1.weight.dtype), frames)
         lengths = np.add.reduceat(
             encoder.embeddings(frames), starts(np.asarray(windows))

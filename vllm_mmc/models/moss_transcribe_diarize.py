@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""MOSS-Transcribe-Diarize with Whisper's compiled encoder: one graph, whatever the
-depth."""
+"""MOSS-Transcribe-Diarize with Whisper's encoder: one graph for all layers."""
 
 import torch
 from vllm.model_executor.models.moss_transcribe_diarize import (
@@ -22,8 +21,8 @@ class CompiledMossTranscribeDiarizeWhisperEncoder(
         input_features: torch.Tensor,
         audio_feature_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[windows, num_mel_bins, frames] and the embeddings that each becomes ->
-        [1, tokens, d_model]: of each window, those that are not padding."""
+        """[windows, num_mel_bins, frames] and the number of embeddings of each window
+        -> [1, tokens, d_model], without the tokens of padding."""
         assert audio_feature_lengths is not None
         if input_features.numel() == 0:
             return input_features.new_empty((1, 0, self.conv1.out_channels))
@@ -35,7 +34,7 @@ class CompiledMossTranscribeDiarizeWhisperEncoder(
         return x.flatten(0, 1)[None, kept]
 
     def encoder_tokens(self, embeddings: int) -> int:
-        return 0  # not known: a window of a single embedding is encoded whole
+        return 0  # unknown: a window of one embedding is encoded whole
 
 
 class CompiledMossTranscribeDiarizeForConditionalGeneration(

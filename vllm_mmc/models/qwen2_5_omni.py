@@ -40,9 +40,9 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features, feature_lens)` takes log-mel features [num_mel_bins,
-    frames], clip after clip, and the frames of each clip (on the host, or it waits for
-    the device); it returns [embeddings, output_dim], clip after clip,
-    `embeddings(feature_lens)` of each.
+    frames], clip after clip, and the number of frames of each clip, best on the host.
+    It returns [embeddings, output_dim], clip after clip; a clip has
+    `embeddings(feature_lens)` of them.
     """
 
     hf_to_vllm_mapper = WeightsMapper(
@@ -50,7 +50,7 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
     )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        # No checkpoint has its sinusoids, and their angles need more than 16 bits.
+        # The sinusoids are in no checkpoint, and their angles need more than 16 bits.
         super().__init__(vllm_config=vllm_config, prefix=prefix, init_in_fp32=True)
         config = vllm_config.model_config.hf_config
         self.n_window = config.n_window
@@ -61,15 +61,14 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
     ) -> torch.Tensor:
         frames = host_lengths(feature_lens)
         chunk = self.n_window * 2
-        clip, place = item_and_offset(-(-frames // chunk))  # of each chunk
-        sizes = np.minimum(frames[clip] - place * chunk, chunk)
-        metadata = self.prepare_encoder_metadata(
-            begin=starts(frames)[clip] + place * chunk,
+        clip, index = item_and_offset(-(-frames // chunk))  # of each chunk
+        sizes = np.minimum(frames[clip] - index * chunk, chunk)
+        x = self.encode(
+            input_features,
+            start=starts(frames)[clip] + index * chunk,
             frames=sizes,
             tokens=after_convolutions(sizes),
         )
-        x = self.embed_packed(input_features, metadata)
-        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
         return self.proj(self.layer_norm(mean_pool(x, after_convolutions(frames), 2)))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
@@ -88,7 +87,7 @@ class CompiledQwen2_5OmniThinkerForConditionalGeneration(
         encoder = self.audio_tower
         if not isinstance(encoder, CompiledQwen2_5OmniAudioEncoder):
             return super()._process_audio_input(audio_input)
-        # The lengths are on the host, and stay there.
+        # vLLM keeps these lengths on the host.
         frames = audio_input["audio_feature_lengths"]
         features = audio_input["input_features"].to(encoder.conv1.weight.dtype)
         return encoder(features, frames).split(encoder.embeddings(frames))

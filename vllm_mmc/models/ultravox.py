@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Ultravox with Whisper's compiled encoder, packed: one graph, whatever the depth.
+"""Ultravox with Whisper's encoder, packed: one graph for any number of layers.
 
-One thing differs from stock on purpose: stock pads the chunks of a batch to the
-longest, and the projector stacks what was computed of padding into the last embedding
-of a chunk. Here padding is not computed, and zero: a chunk is what it is alone.
+One thing differs from stock on purpose. Stock pads the chunks of a batch to the
+longest, and the projector stacks encoded padding into the last embedding of a chunk.
+This encoder returns zeros for padding, so a chunk does not depend on its batch.
 """
 
 import numpy as np
@@ -27,8 +27,8 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features, audio_lens)` takes log-mel features [chunks, num_mel_bins,
-    frames] and how many frames of each are speech (on the host, or it waits for the
-    device); it returns [chunks, frames / 2, d_model], zero behind the speech.
+    frames] and the number of speech frames of each chunk, best on the host. It returns
+    [chunks, frames / 2, d_model], with zeros after the speech.
     """
 
     tokens_per_embedding = 8
@@ -44,13 +44,15 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
             )
         speech = host_lengths(audio_lens)
         tokens = after_convolutions(speech)
-        metadata = self.prepare_encoder_metadata(
-            begin=np.arange(chunks) * frames, frames=speech, tokens=tokens
+        x = self.encode(
+            input_features.transpose(0, 1).flatten(1),
+            start=np.arange(chunks) * frames,
+            frames=speech,
+            tokens=tokens,
         )
-        x = self.embed_packed(input_features.transpose(0, 1).flatten(1), metadata)
-        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
-        rooms = after_convolutions(np.full(chunks, frames))
-        return pad_items(self.layer_norm(x), tokens, rooms).unflatten(0, (chunks, -1))
+        padded_lengths = after_convolutions(np.full(chunks, frames))
+        x = pad_items(self.layer_norm(x), tokens, padded_lengths)
+        return x.unflatten(0, (chunks, -1))
 
 
 class CompiledUltravoxModel(SupportsCompiledEncoder, UltravoxModel):
@@ -59,5 +61,5 @@ class CompiledUltravoxModel(SupportsCompiledEncoder, UltravoxModel):
     }
 
     def encoder_roots(self) -> list[str]:
-        # The projector may have Whisper's layers too, over as little as one token.
+        # The projector may have Whisper's layers too, and run them on one token.
         return ["audio_tower"]

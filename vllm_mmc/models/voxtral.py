@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Voxtral (offline) with Whisper's compiled encoder: one graph, whatever the depth."""
+"""Voxtral (offline) with Whisper's encoder: one graph for any number of layers."""
 
 from vllm.model_executor.models.voxtral import (
     VoxtralForConditionalGeneration,
@@ -13,7 +13,7 @@ from vllm_mmc.models.whisper import ENCODER_REGIONS, CompiledWhisperEncoder
 
 class CompiledVoxtralWhisperEncoder(CompiledWhisperEncoder):
     def encoder_tokens(self, embeddings: int) -> int:
-        return 0  # not known: vLLM profiles with more than its own budget
+        return 0  # unknown: vLLM's profile run exceeds its own budget
 
 
 class CompiledVoxtralForConditionalGeneration(
