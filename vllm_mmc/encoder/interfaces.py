@@ -31,6 +31,7 @@ from vllm_mmc.compilation.decorators import (
 )
 from vllm_mmc.encoder.audio_input import AudioValidationMixin, with_audio_validation
 from vllm_mmc.encoder.model import compile_by_survey
+from vllm_mmc.encoder.on_meta import BuildOnMeta
 from vllm_mmc.encoder.survey import Survey
 from vllm_mmc.layers.upcast import use_upcast
 from vllm_mmc.settings import Settings
@@ -77,14 +78,14 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             with marked:
                 yield
             return
-        with marked, stock_compile_off(vllm_config):
+        reason = _why_not(vllm_config)
+        replaced = self.native_encoders if reason is None else ()
+        with marked, stock_compile_off(vllm_config), BuildOnMeta(replaced):
             yield
-        self.encoder_eager_because = _why_not(vllm_config)
-        if self.encoder_eager_because is not None:
+        self.encoder_eager_because = reason
+        if reason is not None:
             logger.warning_once(
-                "%s: the encoder runs eager: %s.",
-                type(self).__name__,
-                self.encoder_eager_because,
+                "%s: the encoder runs eager: %s.", type(self).__name__, reason
             )
             return
         self._compile_roots(self.encoder_roots(), vllm_config)
@@ -101,6 +102,13 @@ class SupportsCompiledEncoder(SupportsMultiModal):
                     config.quant_config = None
                 tower = native(vllm_config=config, prefix=name)
                 self.set_submodule(name, tower)
+            for part in tower.modules():
+                if type(part) in self.native_encoders:  # it is on the meta device
+                    raise RuntimeError(
+                        f"vllm_mmc replaces {type(part).__name__} as a whole tower "
+                        f"only; found it inside of {name}. This vLLM release is not "
+                        "supported: set VLLM_MMC_DISABLE=1"
+                    )
             compile_encoder(tower, self.encoder_regions, vllm_config, budget)
         if not self.encoder_regions:
             # vLLM marks two towers one after the other.
