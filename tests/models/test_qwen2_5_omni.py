@@ -70,7 +70,7 @@ def test_both_encoders(qwen2_5_omni: Path, monkeypatch: pytest.MonkeyPatch) -> N
         model = load_model(config)
         model.warm_up_encoder()
         encoders = [m for m in model.modules() if isinstance(m, CompiledEncoder)]
-        assert [e.encoder_step for e in encoders] == [1, 4]
+        assert [e.token_multiple for e in encoders] == [1, 4]
         with counters.expect(graphs=0):
             given = inputs(config)
             found = embed(model, *given)

@@ -35,7 +35,7 @@ from vllm_mmc.encoder.on_meta import BuildOnMeta
 from vllm_mmc.encoder.survey import Survey
 from vllm_mmc.layers.upcast import use_upcast
 from vllm_mmc.settings import Settings
-from vllm_mmc.sizes.buckets import EncoderShapes
+from vllm_mmc.sizes.buckets import TokenBuckets
 
 logger = init_logger(__name__)
 
@@ -213,7 +213,7 @@ class CompiledEncoder(nn.Module):
 
     encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
     """Stock class -> our compiled subclass, for the modules of this tower."""
-    encoder_shapes: EncoderShapes
+    encoder_shapes: TokenBuckets
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         vllm_config = kwargs.get("vllm_config") or get_current_vllm_config()
@@ -222,11 +222,11 @@ class CompiledEncoder(nn.Module):
         compile_encoder(self, self.encoder_regions, vllm_config)
 
     @property
-    def encoder_step(self) -> int:
+    def token_multiple(self) -> int:
         """The number of packed tokens of every call is a multiple of this."""
         return 1
 
-    def encoder_tokens(self, embeddings: int) -> int:
+    def max_packed_tokens(self, embeddings: int) -> int:
         """The most packed tokens that become this many embeddings, without pruning."""
         return embeddings
 
@@ -258,9 +258,9 @@ def compile_encoder(
     settings = Settings.resolve(vllm_config.additional_config)
     for module in root.modules():
         if isinstance(module, CompiledEncoder):
-            limit = module.encoder_tokens(budget) if budget else None
-            module.encoder_shapes = EncoderShapes(
-                settings, limit or None, module.encoder_step, type(module).__name__
+            limit = module.max_packed_tokens(budget) if budget else None
+            module.encoder_shapes = TokenBuckets(
+                settings, limit or None, module.token_multiple, type(module).__name__
             )
 
 

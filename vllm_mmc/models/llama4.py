@@ -255,10 +255,10 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
         return self.vision_adapter(self.layernorm_post(x), metadata.shuffled)
 
     @property
-    def encoder_step(self) -> int:
+    def token_multiple(self) -> int:
         return self.num_patches
 
-    def encoder_tokens(self, embeddings: int) -> int:
+    def max_packed_tokens(self, embeddings: int) -> int:
         ratio = self.vision_adapter.pixel_shuffle_ratio
         return embeddings // round((self.num_patches - 1) * ratio**2) * self.num_patches
 

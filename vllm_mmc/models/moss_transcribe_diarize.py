@@ -33,7 +33,7 @@ class CompiledMossTranscribeDiarizeWhisperEncoder(
         kept = on_device(window * x.shape[1] + position, x.device)
         return x.flatten(0, 1)[None, kept]
 
-    def encoder_tokens(self, embeddings: int) -> int:
+    def max_packed_tokens(self, embeddings: int) -> int:
         return 0  # unknown: a window of one embedding is encoded whole
 
 

@@ -150,11 +150,11 @@ class CompiledQwen2_5_VisionTransformer(CompiledEncoder, Qwen2_5_VisionTransform
         return x[metadata["reverse_indices"]]
 
     @property
-    def encoder_step(self) -> int:
+    def token_multiple(self) -> int:
         return self.spatial_merge_unit
 
-    def encoder_tokens(self, embeddings: int) -> int:
-        return embeddings * self.encoder_step
+    def max_packed_tokens(self, embeddings: int) -> int:
+        return embeddings * self.token_multiple
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
         # A strip: as high as one merged patch.

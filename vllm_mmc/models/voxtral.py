@@ -12,7 +12,7 @@ from vllm_mmc.models.whisper import ENCODER_REGIONS, CompiledWhisperEncoder
 
 
 class CompiledVoxtralWhisperEncoder(CompiledWhisperEncoder):
-    def encoder_tokens(self, embeddings: int) -> int:
+    def max_packed_tokens(self, embeddings: int) -> int:
         return 0  # unknown: vLLM's profile run exceeds its own budget
 
 

@@ -145,14 +145,14 @@ class CompiledWhisperEncoder(WhisperEncoderBase):
         return x.to(input_features.dtype)
 
     @property
-    def encoder_step(self) -> int:
+    def token_multiple(self) -> int:
         return self.max_source_positions
 
-    def encoder_tokens(self, embeddings: int) -> int:
-        return embeddings // self.encoder_step * self.encoder_step
+    def max_packed_tokens(self, embeddings: int) -> int:
+        return embeddings // self.token_multiple * self.token_multiple
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
-        items, frames = tokens // self.encoder_step, self.encoder_step * 2
+        items, frames = tokens // self.token_multiple, self.token_multiple * 2
         mel = self.conv1.weight.new_zeros(items, self.num_mel_bins, frames)
         return CompiledWhisperEncoder.forward(self, mel)
 
@@ -259,7 +259,7 @@ class PackedWhisperEncoder(WhisperEncoderBase):
     tokens_per_embedding = 3
     """Upper bound: 2 tokens per embedding, plus one unpaired last token."""
 
-    def encoder_tokens(self, embeddings: int) -> int:
+    def max_packed_tokens(self, embeddings: int) -> int:
         return embeddings * self.tokens_per_embedding
 
     def run_dummy(self, tokens: int) -> torch.Tensor:

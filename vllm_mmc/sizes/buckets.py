@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Bounds:
+class TokenRange:
     """The size of one encoder call, and the range that its graphs may assume.
 
     Attributes:
@@ -43,7 +43,7 @@ class Bounds:
         return self.range is not None and self.range[0] == self.range[1]
 
 
-class EncoderShapes:
+class TokenBuckets:
     """Which size of an encoder's input gets which graph.
 
     Args:
@@ -83,15 +83,15 @@ class EncoderShapes:
                 f"{self.encoder} sees multiples of {self.step} packed tokens{up_to}"
             )
 
-    def bounds(self, tokens: int) -> Bounds:
+    def bounds(self, tokens: int) -> TokenRange:
         if tokens in self.sizes:
-            return Bounds(tokens, (tokens, tokens))
+            return TokenRange(tokens, (tokens, tokens))
         for first, last in self.ranges:
             if first <= tokens <= last:
-                return Bounds(tokens, (first, last))
+                return TokenRange(tokens, (first, last))
         if self.limit is not None and tokens <= self.limit:
-            return Bounds(tokens, (1, self.limit))
-        return Bounds(tokens, None)
+            return TokenRange(tokens, (1, self.limit))
+        return TokenRange(tokens, None)
 
     def warmup_sizes(self) -> list[int]:
         """The smallest input, and one input for every graph that a request can need.
@@ -114,10 +114,10 @@ class EncoderShapes:
         return sorted(sizes)
 
 
-_current: ContextVar[Bounds | None] = ContextVar("encoder_bounds", default=None)
+_current: ContextVar[TokenRange | None] = ContextVar("encoder_bounds", default=None)
 
 
-def current() -> Bounds | None:
+def current() -> TokenRange | None:
     """The bounds of the encoder call that is running; None outside of a call."""
     return _current.get()
 
@@ -134,7 +134,7 @@ def encoder_forward(
     def with_bounds(
         self: nn.Module, x: torch.Tensor, *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        shapes: EncoderShapes | None = getattr(self, "encoder_shapes", None)
+        shapes: TokenBuckets | None = getattr(self, "encoder_shapes", None)
         if shapes is None:
             return forward(self, x, *args, **kwargs)
         shapes.log.record(x.shape[0])
