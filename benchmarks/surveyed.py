@@ -38,9 +38,9 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from tests.encoder.tower import prepare, tower_config
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters
+from vllm_mmc.encoder.interfaces import compile_encoder
 from vllm_mmc.encoder.model import install
 from vllm_mmc.encoder.survey import survey
-from vllm_mmc.models.interfaces import compile_encoder
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -29,8 +29,8 @@ SUPPORTED_MODELS = """\
 With vLLM from {low} to below {high}. These have a file in this package. All others are
 on the page of [architectures](architectures.md). `vllm-mmc list` prints both.
 
-| architecture | our name | regions, compiled once each | stock compiles | status |
-|---|---|---|---|---|
+| architecture | our name | regions, compiled once each | stock compiles |
+|---|---|---|---|
 {rows}
 
 ## What was run
@@ -169,7 +169,7 @@ def supported_models() -> str:
     low, high = (".".join(map(str, bound)) for bound in TESTED)
     rows = [
         f"| `{entry.architecture}` | `{entry.compiled_architecture}` "
-        f"| {', '.join(entry.regions)} | {entry.stock} | {entry.status} |"
+        f"| {', '.join(entry.regions)} | {entry.stock} |"
         for entry in CATALOG
     ]
     passed = json.loads((HERE / "test-results.json").read_text())

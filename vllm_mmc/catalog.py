@@ -12,26 +12,24 @@ class CatalogEntry:
 
     Attributes:
         architecture: The name that checkpoints and vLLM know.
+        family: The name of its tiny checkpoint and of its benchmark.
         model: "module:Class" of our model; the class name is registered too.
         regions: What is compiled, once each however many instances there are.
         stock: What vLLM compiles by itself with `compile_mm_encoder`.
-        status: "tested" (every test of this package) or "experimental".
+        mixin: "module:Class" of the mixin that makes our model of vLLM's, if our model
+            has no code of its own.
     """
 
     architecture: str
+    family: str
     model: str
     regions: tuple[str, ...]
     stock: str
-    status: str
+    mixin: str | None = None
 
     @property
     def compiled_architecture(self) -> str:
         return compiled_name(self.model)
-
-    @property
-    def family(self) -> str:
-        """Name of the model's module, and of its checkpoints' and benchmark's."""
-        return self.model.partition(":")[0].rpartition(".")[2]
 
 
 def compiled_name(model: str) -> str:
@@ -39,6 +37,10 @@ def compiled_name(model: str) -> str:
     return model.partition(":")[2].partition("@")[0]
 
 
+AUTO_MODULE = "vllm_mmc.models.auto"
+"""The module that makes classes: `CompiledX` for vLLM's class X."""
+
+_QWEN3_AUDIO = "vllm_mmc.models.qwen3_asr:SupportsCompiledQwen3Audio"
 _QWEN2_5_OMNI = (
     "vllm_mmc.models.qwen2_5_omni:CompiledQwen2_5OmniThinkerForConditionalGeneration"
 )
@@ -47,138 +49,135 @@ _QWEN2_5_OMNI_REGIONS = ("audio block", "patch embed", "vision block", "merger")
 CATALOG = (
     CatalogEntry(
         architecture="Qwen2_5_VLForConditionalGeneration",
+        family="qwen2_5_vl",
         model="vllm_mmc.models.qwen2_5_vl:CompiledQwen2_5_VLForConditionalGeneration",
         regions=("patch embed", "block", "merger"),
         stock="patch embed, every block anew, merger; crashes on CPU",
-        status="tested",
     ),
     CatalogEntry(
         architecture="Llama4ForConditionalGeneration",
+        family="llama4",
         model="vllm_mmc.models.llama4:CompiledLlama4ForConditionalGeneration",
         regions=("patch embed", "block", "pixel shuffle", "projector"),
         stock="the whole encoder as one graph, every block anew; crashes on CPU",
-        status="tested",
     ),
     CatalogEntry(
         architecture="WhisperForConditionalGeneration",
+        family="whisper",
         model="vllm_mmc.models.whisper:CompiledWhisperForConditionalGeneration",
         regions=("block",),
         stock="nothing",
-        status="tested",
     ),
     CatalogEntry(
         architecture="Qwen3ASRForConditionalGeneration",
-        model="vllm_mmc.models.qwen3_asr:CompiledQwen3ASRForConditionalGeneration",
+        family="qwen3_asr",
+        model=f"{AUTO_MODULE}:CompiledQwen3ASRForConditionalGeneration",
+        mixin=_QWEN3_AUDIO,
         regions=("block",),
         stock="nothing",
-        status="tested",
     ),
     CatalogEntry(
         architecture="Qwen3ASRRealtimeGeneration",
-        model="vllm_mmc.models.qwen3_asr_realtime:CompiledQwen3ASRRealtimeGeneration",
+        family="qwen3_asr_realtime",
+        model=f"{AUTO_MODULE}:CompiledQwen3ASRRealtimeGeneration",
+        mixin=_QWEN3_AUDIO,
         regions=("block",),
         stock="nothing",
-        status="tested",
     ),
     CatalogEntry(
         architecture="Qwen3ASRForcedAlignerForTokenClassification",
-        model=(
-            "vllm_mmc.models.qwen3_asr_forced_aligner:"
-            "CompiledQwen3ASRForcedAlignerForTokenClassification"
-        ),
+        family="qwen3_asr_forced_aligner",
+        model=f"{AUTO_MODULE}:CompiledQwen3ASRForcedAlignerForTokenClassification",
+        mixin=_QWEN3_AUDIO,
         regions=("block",),
         stock="nothing",
-        status="tested",
     ),
     CatalogEntry(
         architecture="Qwen2AudioForConditionalGeneration",
+        family="qwen2_audio",
         model="vllm_mmc.models.qwen2_audio:CompiledQwen2AudioForConditionalGeneration",
         regions=("block",),
         stock="nothing: Hugging Face's encoder",
-        status="tested",
     ),
     CatalogEntry(
         architecture="AudioFlamingo3ForConditionalGeneration",
+        family="audioflamingo3",
         model=(
             "vllm_mmc.models.audioflamingo3:"
             "CompiledAudioFlamingo3ForConditionalGeneration"
         ),
         regions=("block",),
         stock="nothing: Hugging Face's layers",
-        status="tested",
     ),
     CatalogEntry(
         architecture="Qwen2_5OmniModel",
+        family="qwen2_5_omni",
         model=_QWEN2_5_OMNI,
         regions=_QWEN2_5_OMNI_REGIONS,
         stock="of vision as Qwen2.5-VL; of audio nothing: Hugging Face's encoder",
-        status="tested",
     ),
     CatalogEntry(
         architecture="Qwen2_5OmniForConditionalGeneration",
+        family="qwen2_5_omni",
         model=_QWEN2_5_OMNI,
         regions=_QWEN2_5_OMNI_REGIONS,
         stock="of vision as Qwen2.5-VL; of audio nothing: Hugging Face's encoder",
-        status="tested",
     ),
     CatalogEntry(
         architecture="Qwen3OmniMoeForConditionalGeneration",
-        model=(
-            "vllm_mmc.models.qwen3_omni:"
-            "CompiledQwen3OmniMoeThinkerForConditionalGeneration"
-        ),
+        family="qwen3_omni",
+        model=f"{AUTO_MODULE}:CompiledQwen3OmniMoeThinkerForConditionalGeneration",
+        mixin=_QWEN3_AUDIO,
         regions=("audio block",),
         stock="nothing",
-        status="tested",
     ),
     CatalogEntry(
         architecture="ClefOmniForJointSchema",
-        model="vllm_mmc.models.clef_omni:CompiledClefOmniForJointSchema",
+        family="clef_omni",
+        model=f"{AUTO_MODULE}:CompiledClefOmniForJointSchema",
+        mixin=_QWEN3_AUDIO,
         regions=("audio block",),
         stock="nothing",
-        status="tested",
     ),
     CatalogEntry(
         architecture="UltravoxModel",
+        family="ultravox",
         model="vllm_mmc.models.ultravox:CompiledUltravoxModel",
         regions=("block",),
         stock="nothing",
-        status="tested",
     ),
     CatalogEntry(
         architecture="VoxtralForConditionalGeneration",
+        family="voxtral",
         model="vllm_mmc.models.voxtral:CompiledVoxtralForConditionalGeneration",
         regions=("block",),
         stock="nothing",
-        status="tested",
     ),
     CatalogEntry(
         architecture="MoonshotKimiaForCausalLM",
+        family="kimi_audio",
         model="vllm_mmc.models.kimi_audio:CompiledKimiAudioForConditionalGeneration",
         regions=("block",),
         stock="nothing",
-        status="tested",
     ),
     CatalogEntry(
         architecture="MossTranscribeDiarizeForConditionalGeneration",
+        family="moss_transcribe_diarize",
         model=(
             "vllm_mmc.models.moss_transcribe_diarize:"
             "CompiledMossTranscribeDiarizeForConditionalGeneration"
         ),
         regions=("block",),
         stock="nothing",
-        status="tested",
     ),
     CatalogEntry(
         architecture="MiniCPMO",
+        family="minicpmo",
         model="vllm_mmc.models.minicpmo:CompiledMiniCPMO",
         regions=("audio block",),
         stock="nothing: Hugging Face's layers",
-        status="tested",
     ),
 )
-
-AUTO_MODULE = "vllm_mmc.models.auto"
 
 OUTSIDE_THE_MULTIMODAL_TABLE = (
     # Text generation

@@ -25,11 +25,8 @@ def _setting(
         allowed: The values that are, for messages and for docs/configuration.md.
         process: Decided before vLLM has a configuration.
     """
-    made: _T = field(
-        default=default,
-        metadata={"parse": parse, "allowed": allowed, "process": process},
-    )
-    return made
+    metadata = {"parse": parse, "allowed": allowed, "process": process}
+    return field(default=default, metadata=metadata)
 
 
 def _process_switch(default: bool = False) -> bool:

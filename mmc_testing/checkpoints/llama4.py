@@ -143,8 +143,7 @@ def load_hf_llama4_encoder(
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             hidden = self.vision_model(pixels).last_hidden_state
-            projected: torch.Tensor = self.multi_modal_projector(hidden)
-            return projected
+            return self.multi_modal_projector(hidden)
 
     config = AutoConfig.from_pretrained(path)
     config.vision_config._attn_implementation = "sdpa"

@@ -172,8 +172,7 @@ def load_hf_qwen3_asr_encoder(
 
         def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             hidden = self.audio_tower(features, mask).last_hidden_state
-            projected: torch.Tensor = self.multi_modal_projector(hidden)
-            return projected
+            return self.multi_modal_projector(hidden)
 
     back = {new: old for old, new in PUBLISHED_PREFIXES.items() if "audio" in new}
     # The longest first: the projector's are inside of the tower's.

@@ -300,8 +300,7 @@ def load_hf_ultravox_encoder(
             stacked = projector["ln_pre"](hidden.view(chunks, tokens, STACK * width))
             value, gate = projector["linear_1"](stacked).chunk(2, dim=-1)
             normed = projector["ln_mid"](value * nn.functional.silu(gate))
-            projected: torch.Tensor = projector["linear_2"](normed)
-            return projected
+            return projector["linear_2"](normed)
 
     weights = {
         name: tensor

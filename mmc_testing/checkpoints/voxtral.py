@@ -188,8 +188,7 @@ def load_hf_voxtral_encoder(
         def forward(self, features: torch.Tensor) -> torch.Tensor:
             hidden = self.audio_tower(features).last_hidden_state
             stacked = hidden.reshape(-1, DOWNSAMPLE * hidden.shape[-1])
-            projected: torch.Tensor = self.multi_modal_projector(stacked)
-            return projected
+            return self.multi_modal_projector(stacked)
 
     weights = {
         _hf_name(name): tensor

@@ -16,7 +16,7 @@ from mmc_testing.engine import vllm_compile_on_cpu
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import adopt, support_torch_compile
 from vllm_mmc.settings import Settings
-from vllm_mmc.sizes.buckets import Bounds, EncoderShapes, encoder_forward
+from vllm_mmc.sizes.buckets import TokenBuckets, TokenRange, encoder_forward
 
 HIDDEN, STEP, LIMIT = 8, 4, 256
 SETTINGS = Settings(compile_sizes=(64,), compile_ranges=((4, 16), (100, 128)))
@@ -85,7 +85,7 @@ def encoder(request: pytest.FixtureRequest) -> Iterator[MakeEncoder]:
                 regions = {Region: CompiledRegion, Merger: CompiledMerger}
                 adopt(made, regions, config)
                 resolved = Settings.resolve(config.additional_config)
-                made.encoder_shapes = EncoderShapes(resolved, limit, STEP)
+                made.encoder_shapes = TokenBuckets(resolved, limit, STEP)
             return made
 
         yield make
@@ -103,11 +103,11 @@ def check(encoder: Encoder, tokens: int, items: int = 3) -> None:
 
 
 def test_bounds() -> None:
-    shapes = EncoderShapes(SETTINGS, LIMIT, STEP)
+    shapes = TokenBuckets(SETTINGS, LIMIT, STEP)
     expected = {4: (4, 16), 16: (4, 16), 20: (1, 256), 64: (64, 64), 256: (1, 256)}
     for tokens, span in {**expected, 128: (100, 128), 260: None}.items():
-        assert shapes.bounds(tokens) == Bounds(tokens, span)
-    assert EncoderShapes(Settings()).bounds(4) == Bounds(4, None)
+        assert shapes.bounds(tokens) == TokenRange(tokens, span)
+    assert TokenBuckets(Settings()).bounds(4) == TokenRange(4, None)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_bounds() -> None:
 def test_warmup_sizes_cover_every_graph(
     settings: Settings, limit: int | None, sizes: list[int]
 ) -> None:
-    shapes = EncoderShapes(settings, limit, STEP)
+    shapes = TokenBuckets(settings, limit, STEP)
     assert shapes.warmup_sizes() == sizes
     reachable = range(STEP, (limit or 1024) + 1, STEP)
     assert {shapes.bounds(n).range for n in sizes} == {
@@ -151,7 +151,7 @@ def test_what_the_encoder_never_sees_is_refused(
     settings: Settings, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        EncoderShapes(settings, LIMIT, STEP)
+        TokenBuckets(settings, LIMIT, STEP)
 
 
 def test_no_compilation_after_warm_up(encoder: MakeEncoder) -> None:

@@ -34,8 +34,8 @@ from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.demo import media
+from vllm_mmc.encoder.interfaces import CompiledEncoder
 from vllm_mmc.models.audioflamingo3 import CompiledAudioFlamingo3Encoder
-from vllm_mmc.models.interfaces import CompiledEncoder
 from vllm_mmc.models.kimi_audio import CompiledKimiAudioWhisperEncoder
 from vllm_mmc.models.minicpmo import CompiledMiniCPMWhisperEncoder
 from vllm_mmc.models.moss_transcribe_diarize import (

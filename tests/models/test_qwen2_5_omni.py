@@ -5,8 +5,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn as nn
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
+    Qwen2_5OmniAudioEncoder,
+)
 from vllm.config import VllmConfig
 
 from mmc_testing.checkpoints import (
@@ -23,7 +27,7 @@ from mmc_testing.engine import (
 from mmc_testing.parity import assert_close
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.demo import media
-from vllm_mmc.models.interfaces import CompiledEncoder
+from vllm_mmc.encoder.interfaces import CompiledEncoder
 
 SIZES = ((224, 224), (504, 588), (280, 336))
 
@@ -46,7 +50,15 @@ def embed(model: nn.Module, *given: dict[str, Any]) -> list[torch.Tensor]:
         return [torch.cat(list(model.embed_multimodal(**items))) for items in given]
 
 
-def test_both_encoders(qwen2_5_omni: Path) -> None:
+def test_both_encoders(qwen2_5_omni: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
+    init = Qwen2_5OmniAudioEncoder.__init__
+
+    def recorded(self: nn.Module, *args: Any) -> None:
+        init(self, *args)
+        devices.append({parameter.device.type for parameter in self.parameters()})
+
+    monkeypatch.setattr(Qwen2_5OmniAudioEncoder, "__init__", recorded)
     args = {"max_num_batched_tokens": 4096, **FAMILIES["qwen2_5_omni"].engine_args}
     stock = stock_class("Qwen2_5OmniModel")
     with tower_context(qwen2_5_omni, **stock, **args) as config:
@@ -58,11 +70,13 @@ def test_both_encoders(qwen2_5_omni: Path) -> None:
         model = load_model(config)
         model.warm_up_encoder()
         encoders = [m for m in model.modules() if isinstance(m, CompiledEncoder)]
-        assert [e.encoder_step for e in encoders] == [1, 4]
+        assert [e.token_multiple for e in encoders] == [1, 4]
         with counters.expect(graphs=0):
             given = inputs(config)
             found = embed(model, *given)
             both = embed(model, {**given[0], **given[1]})
+    # Ours replaces Hugging Face's, which therefore has no memory.
+    assert devices == [{"cpu"}, {"meta"}]
     assert_close("pictures", found[0], expected[0], ratio=2e-5)
     assert_close("speech", found[1], expected[1], ratio=2e-5)
     assert torch.equal(both[0], torch.cat(found))

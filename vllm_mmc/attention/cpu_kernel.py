@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""The library of csrc/cpu: is it there, what can this processor run of it, a call.
+"""The library of csrc/cpu: loads it, finds the instruction sets that run, and calls it.
 
-It is built with the package if there is a compiler (pyproject.toml), knows nothing of
-torch, and runs on torch's threads: it is handed `torch_parallel_for`.
+The library is built with the package if there is a compiler (pyproject.toml). It does
+not link to torch, and runs on torch's threads, through `torch_parallel_for`.
 """
 
 import ctypes
@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Of csrc/cpu/varlen_attention.h, as are the structs."""
+"""Numbers of csrc/cpu/varlen_attention.h; the structs are from there too."""
 
 SMALL = 1 << 18
 """Multiplications below which one thread is as fast as several."""
 
 
 class _Attention(ctypes.Structure):
-    """As there, the fields of its four `Rows` side by side: fewer objects a call."""
+    """The C struct, with the fields of its four `Rows` inline: fewer objects."""
 
     _fields_ = (
         *(
@@ -80,7 +80,7 @@ def _library() -> _Library | None:
 
 
 def levels() -> tuple[str, ...]:
-    """Instruction sets that this processor can run it with, best first; or ()."""
+    """The library's instruction sets that this processor has, best first; or ()."""
     library = _library()
     return library.levels if library else ()
 
@@ -103,11 +103,11 @@ def varlen_attention(
 ) -> torch.Tensor:
     """softmax(q @ k.T * scale) @ v for each item and head.
 
-    A call on 16 tokens is mostly this function: no view is made that is not needed.
+    On 16 tokens most of the time is spent in this function, so it makes few views.
 
     Args:
         q: [batch, seq, heads, head_size] of fp32, bf16 or fp16. Views of one qkv buffer
-            are read where they lie.
+            are not copied.
         k: [batch, seq, kv_heads, head_size]; kv_heads divides heads.
         v: as k.
         scale: factor of the scores.
@@ -192,7 +192,7 @@ def _pieces(
 
 
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
-    """`x` with its last dimension dense and its batch end to end: pointer, strides."""
+    """`x` with a dense last dimension and a batch without gaps; pointer, strides."""
     batch, token, head, last = x.stride()
     if last != 1 or (x.shape[0] != 1 and batch != x.shape[1] * token):
         x = x.contiguous()

@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """vLLM's `MMEncoderAttention` on our ops: the same constructor, forward and host side.
 
-The backend is the one that vLLM chooses (`--mm-encoder-attn-backend` included). On CPU,
-where vLLM has one and nobody has asked for it by name, it is our kernel.
+The backend is the one that vLLM chooses (`--mm-encoder-attn-backend` included). On CPU
+our kernel runs, unless the user has chosen a backend by name.
 """
 
 import torch
@@ -21,10 +21,10 @@ logger = init_logger(__name__)
 
 
 class MMEncoderAttention(stock.MMEncoderAttention):
-    """Attention of an encoder: no cache, no mask, items laid end to end.
+    """Attention of an encoder, without cache and mask; items are end to end.
 
     Attributes:
-        cpu_op: `torch.ops.vllm_mmc` name of what runs on CPU.
+        cpu_op: The name in `torch.ops.vllm_mmc` of the op that runs on CPU.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class MMEncoderAttention(stock.MMEncoderAttention):
         max_seqlen: int | torch.Tensor | None = None,
         sequence_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As vLLM's, see there.
+        """Attention on CPU, with the arguments of vLLM's `forward_cpu`.
 
         Args:
             query: [batch, seq, heads * head_size] or [batch, seq, heads, head_size];
@@ -135,9 +135,9 @@ class MMEncoderAttention(stock.MMEncoderAttention):
 def use_our_attention(root: nn.Module) -> None:
     """Make each of vLLM's attention layers below `root` one of ours, in place.
 
-    Nothing else of this process changes: no class is overridden. Subclasses of vLLM's
-    stay as they are, unless they have been exchanged for a subclass of ours already.
-    Call it where vLLM builds the model: the configuration decides.
+    Other layers of the process do not change. Subclasses of vLLM's layer do not change
+    either, unless they are subclasses of ours already. Call this while vLLM builds the
+    model, because the current configuration decides.
     """
     for module in root.modules():
         if type(module) is stock.MMEncoderAttention:

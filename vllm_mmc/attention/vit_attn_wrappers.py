@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Encoder attention as ops that a graph can hold, each with an honest fake.
+"""Encoder attention as custom ops for graphs; each fake has the op's own signature.
 
-All compute `attention.reference.attention_reference`. In all of them:
+All ops compute `attention.reference.attention_reference`. Arguments of all ops:
 
-    q: [batch, seq, heads, head_size]; views of one qkv buffer are read where they lie.
+    q: [batch, seq, heads, head_size]; views of one qkv buffer are not copied.
     k, v: [batch, seq, kv_heads, head_size]; kv_heads divides heads.
     scale: factor of the scores, default head_size ** -0.5.
     cu_seqlens: [items + 1] int32: where items begin and end in the tokens of the batch
         laid end to end. None: each row of the batch is an item.
     Returns: [batch, seq, heads, head_size], contiguous, of q's dtype.
 
-`flash_attn_maxseqlen_wrapper` and `triton_attn_wrapper` are called as vLLM's are, see
-vllm/v1/attention/ops/vit_attn_wrappers.py; unlike those they never wait for the device.
+`flash_attn_maxseqlen_wrapper` and `triton_attn_wrapper` have the arguments of vLLM's
+ops (vllm/v1/attention/ops/vit_attn_wrappers.py), but never wait for the device.
 """
 
 import itertools
@@ -95,8 +95,8 @@ def varlen_attention(
     """csrc/cpu/varlen_attention.cpp: fp32, bf16 and fp16, computed in fp32.
 
     Args:
-        kv_lens: as in `prefix_sdpa`. Tokens side by side with the same keys are one
-            piece of work, so chunks are fast, and one key more each time is slow.
+        kv_lens: as in `prefix_sdpa`. Neighbouring tokens with the same keys are one
+            piece of work: chunks are fast, and one key more for each token is slow.
     """
     _check(q, k, v, cu_seqlens)
     _check_kv_lens(q, kv_lens)
@@ -206,7 +206,7 @@ def prefix_sdpa(
         out[rows] = x.flatten(0, 1)
         return out.view(items, seq, *x.shape[2:]).transpose(1, 2)
 
-    # What is no token sees one, and is left behind.
+    # Padding rows attend to one key (an empty softmax is NaN) and are dropped below.
     limits = seen.new_ones(items * seq).index_copy_(0, rows, seen)
     mask = torch.arange(seq, device=q.device) < limits.view(items, 1, seq, 1)
     out = F.scaled_dot_product_attention(

@@ -303,8 +303,7 @@ def _put_in_place(entries: Mapping[str, Files], staging: Path) -> dict[str, str]
 
 
 def _sign(manifest: bytes, path: Path) -> bytes:
-    signature: bytes = _key(path, "private").sign(manifest)
-    return signature
+    return _key(path, "private").sign(manifest)
 
 
 def _check_signature(manifest: bytes, signature: bytes, path: Path) -> None:

@@ -33,8 +33,8 @@ def run_list(args: argparse.Namespace) -> int:
     from vllm.model_executor.models import registry
 
     _print_table(
-        ("architecture", "regions", "stock vLLM compiles", "status"),
-        [(e.architecture, ", ".join(e.regions), e.stock, e.status) for e in CATALOG],
+        ("architecture", "regions", "stock vLLM compiles"),
+        [(e.architecture, ", ".join(e.regions), e.stock) for e in CATALOG],
     )
     others = surveyed(
         registry._MULTIMODAL_MODELS, registry._VLLM_MODELS, vllm.__version__

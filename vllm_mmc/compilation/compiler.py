@@ -238,7 +238,7 @@ def _mark(
     dims: Dims,
     unbacked_dims: Sequence[int],
     all_unbacked: bool,
-    bounds: buckets.Bounds | None,
+    bounds: buckets.TokenRange | None,
     leading: bool,
     surveyed: bool,
 ) -> None:

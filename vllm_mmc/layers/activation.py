@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""GELU between two matrix products, where there is nothing to fuse it with."""
+"""GELU between two matrix products, where the compiler has nothing to fuse it with."""
 
 import torch
 import torch.nn as nn
@@ -22,14 +22,14 @@ def _gelu_fake(x: torch.Tensor) -> None:
 
 
 def gelu_(x: torch.Tensor) -> torch.Tensor:
-    """Exact GELU (by erf), which may be written over x.
+    """Exact GELU (by erf), which may overwrite x.
 
-    On CPU it is PyTorch's own kernel, in place, and opaque to the compiler: what
-    Inductor makes of `F.gelu` takes twice as long there, and an output of its own takes
-    as long again, for fresh pages.
+    On CPU this is PyTorch's kernel, in place, and opaque to the compiler. Inductor's
+    code for `F.gelu` takes twice as long there, and a new output tensor takes as long
+    again, because its memory pages are new.
 
     Args:
-        x: of any shape and floating dtype; not to be used afterwards.
+        x: of any shape and floating dtype. The caller must not use x afterwards.
 
     Returns:
         x's shape and dtype.
@@ -41,5 +41,5 @@ def gelu_(x: torch.Tensor) -> torch.Tensor:
 
 
 def activate_(activation_fn: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`activation_fn(x)`, by `gelu_` if it is vLLM's exact GELU: see there."""
+    """`activation_fn(x)`; vLLM's exact GELU runs as `gelu_`."""
     return gelu_(x) if isinstance(activation_fn, GELU) else activation_fn(x)

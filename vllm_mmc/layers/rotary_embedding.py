@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Rotary embeddings of encoders: real arithmetic, nothing written into.
+"""Rotary embeddings of encoders, in real arithmetic and not in place.
 
-vLLM's for Llama4, Pixtral's Mistral format and MoonViT multiply complex numbers, which
-Inductor does not fuse. The same numbers in real arithmetic are one elementwise kernel.
+vLLM's rotary embeddings for Llama4, Pixtral's Mistral format and MoonViT multiply
+complex numbers, which Inductor does not fuse. In real arithmetic the same computation
+is one elementwise kernel.
 """
 
 import torch
@@ -16,16 +17,16 @@ def apply_rotary_emb(
     is_neox_style: bool = True,
     enable_fp32_compute: bool = False,
 ) -> torch.Tensor:
-    """Rotate pairs of elements by the angle of their position; a new tensor.
+    """Rotate pairs of elements by the angle of their position, into a new tensor.
 
-    Source: `ApplyRotaryEmb.forward_static` of vLLM's rotary_embedding/common.py; here
-    only the first elements of a head may be rotated.
+    Source: `ApplyRotaryEmb.forward_static` of vLLM's rotary_embedding/common.py. This
+    one can also rotate only the first elements of a head.
 
     Args:
         x: [..., tokens, heads, head_size] of any strides.
         cos: [..., tokens, rotary_dim / 2]; rotary_dim is at most head_size.
         sin: as cos.
-        is_neox_style: element i goes with i + rotary_dim / 2; otherwise 2i with 2i + 1.
+        is_neox_style: pair i with i + rotary_dim / 2; otherwise pair 2i with 2i + 1.
         enable_fp32_compute: compute in fp32 and round once; otherwise in x's dtype.
 
     Returns:
@@ -54,10 +55,10 @@ def apply_rotary_emb(
 
 
 def cos_sin(freqs_cis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The fp32 tables of a complex one, each contiguous; for pairs (2i, 2i + 1).
+    """Split a complex table into contiguous fp32 tables, for pairs (2i, 2i + 1).
 
-    Of Llama4's `Llama4VisionRotaryEmbedding.cos_sin_cache` (without its dimension of
-    heads), Pixtral's `precompute_freqs_cis_2d` and MoonViT's `Rope2DPosEmb`: the rows
-    of the positions at hand.
+    `freqs_cis`: the rows, for the positions of the call, of Llama4's
+    `Llama4VisionRotaryEmbedding.cos_sin_cache` (without its dimension of heads),
+    Pixtral's `precompute_freqs_cis_2d` or MoonViT's `Rope2DPosEmb`.
     """
     return freqs_cis.real.contiguous(), freqs_cis.imag.contiguous()

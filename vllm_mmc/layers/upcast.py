@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Matrix products in float32, where the CPU has none in the encoder's dtype.
+"""Matrix products in float32, for CPUs without instructions for the encoder's dtype.
 
 An x86 CPU without AVX512_BF16 multiplies bfloat16 four to seven times slower than
-float32: oneDNN takes each pair of numbers apart in software. The products are the same
-to the rounding of their result, because both dtypes add up in float32.
+float32: oneDNN converts each pair of numbers in software. The products are equal up to
+the rounding of the result, because both are accumulated in float32.
 """
 
 import platform
@@ -18,13 +18,13 @@ from vllm.platforms import current_platform
 logger = init_logger(__name__)
 
 INSTRUCTIONS = {torch.bfloat16: "avx512_bf16", torch.float16: "avx512_fp16"}
-"""Which of `torch.cpu.get_capabilities()` multiplies a dtype. AMX never comes alone."""
+"""The one of `torch.cpu.get_capabilities()` that multiplies a dtype. AMX implies it."""
 
 
 def needs_upcast(dtype: torch.dtype) -> bool:
     """Whether matrix products of this dtype are faster in float32.
 
-    It is known of x86 CPUs only; elsewhere what vLLM does stays.
+    Only x86 CPUs have been measured; on other machines vLLM's products stay.
     """
     if not current_platform.is_cpu() or platform.machine() not in ("x86_64", "AMD64"):
         return False
@@ -78,7 +78,8 @@ CONVOLUTIONS = {nn.Conv1d: UpcastConv1d, nn.Conv2d: UpcastConv2d}
 def upcast_for(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Returns x of any shape in the dtype that `layer` multiplies in.
 
-    For what stands between two products: it is not rounded there and back.
+    Cast an activation that sits between two upcast layers to float32, so it is not
+    rounded to bfloat16 in between.
     """
     method = getattr(layer, "quant_method", None)
     upcast = isinstance(layer, _UpcastConv) or isinstance(method, UpcastLinearMethod)
@@ -86,9 +87,9 @@ def upcast_for(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def use_upcast(root: nn.Module) -> None:
-    """Multiply in float32 in all layers below `root` that gain by it, in place.
+    """Make the layers below `root` multiply in float32 where that is faster, in place.
 
-    Quantised layers stay as they are, and subclasses. Call it before vLLM processes the
+    Quantised layers and subclasses do not change. Call this before vLLM processes the
     weights.
     """
     for module in root.modules():

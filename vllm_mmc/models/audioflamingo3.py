@@ -1,43 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Audio Flamingo 3 with Qwen2-Audio's packed encoder: one graph, whatever the depth.
+"""Audio Flamingo 3 with Qwen2-Audio's encoder: one graph for any number of layers.
 
-A clip is a list of windows of 30 s; of the last, only what is speech is computed.
+A clip is a list of windows of 30 s. Padding of the last window is not computed.
 """
 
 import numpy as np
 import torch
 from vllm.model_executor.models.audioflamingo3 import (
-    AudioFlamingo3DummyInputsBuilder,
     AudioFlamingo3Encoder,
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Inputs,
-    AudioFlamingo3MultiModalProcessor,
-    AudioFlamingo3ProcessingInfo,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import begins, host_lengths
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import host_lengths, starts
 from vllm_mmc.models.qwen2_audio import CompiledQwen2AudioEncoder
 from vllm_mmc.models.whisper import ENCODER_REGIONS
 
 
 class CompiledAudioFlamingo3Encoder(CompiledQwen2AudioEncoder):
-    """The encoder; a window of 30 s is what a clip is to Qwen2-Audio's."""
+    """Qwen2-Audio's encoder, called with windows of 30 s instead of clips."""
 
 
-class CompiledAudioFlamingo3ProcessingInfo(
-    RefusesBadAudio, AudioFlamingo3ProcessingInfo
-):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    AudioFlamingo3MultiModalProcessor,
-    info=CompiledAudioFlamingo3ProcessingInfo,
-    dummy_inputs=AudioFlamingo3DummyInputsBuilder,
-)
 class CompiledAudioFlamingo3ForConditionalGeneration(
     SupportsCompiledEncoder, AudioFlamingo3ForConditionalGeneration
 ):
@@ -53,9 +38,9 @@ class CompiledAudioFlamingo3ForConditionalGeneration(
         ):
             return super()._process_audio_input(audio_input)
         features, mask, windows = self._normalize_audio_feature_inputs(audio_input)
-        frames = host_lengths(mask.sum(-1))  # the one thing that the host waits for
+        frames = host_lengths(mask.sum(-1))  # the host waits for the device here only
         x = encoder(features.to(encoder.conv1.weight.dtype), frames)
         lengths = np.add.reduceat(
-            encoder.embeddings(frames), begins(np.asarray(windows))
+            encoder.embeddings(frames), starts(np.asarray(windows))
         )
         return self.multi_modal_projector(x).split(lengths.tolist())

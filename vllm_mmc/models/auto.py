@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""`CompiledX` for each multimodal architecture X of vLLM that has no file of its own.
+"""`CompiledX` for each multimodal class X of vLLM without model code in this package.
+
+A row of the catalogue with a `mixin` gets that mixin; any other encoder is surveyed.
 
 The classes are made when they are asked for: vLLM's registry, its inspection process
-and its workers do `getattr(module, name)`. A suffix behind "@" is left out: vLLM keeps
-what it knows of a class under the class's name, and the name brings vLLM's version in.
+and its workers do `getattr(module, name)`. A suffix after "@" is ignored: vLLM caches
+facts about a class under the class's name, so the name contains vLLM's version.
 """
 
 import importlib
@@ -16,15 +18,17 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import supports_multimodal
 from vllm.model_executor.models.registry import _VLLM_MODELS
 
+from vllm_mmc.catalog import CATALOG, CatalogEntry
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
-from vllm_mmc.models.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
 
 _PREFIX = "Compiled"
+_ROWS = {entry.compiled_architecture: entry for entry in CATALOG if entry.mixin}
 
 
 class AutoCompiledEncoder(SupportsCompiledEncoder):
-    """The encoder of a stock class, surveyed before the first request."""
+    """Surveys the encoder of a stock class before the first request."""
 
     def __new__(cls, *, vllm_config: VllmConfig, prefix: str = "") -> Any:
         if super().__new__ is object.__new__:
@@ -34,7 +38,7 @@ class AutoCompiledEncoder(SupportsCompiledEncoder):
         with stock_compile_off(vllm_config) if switch else nullcontext():
             made = super().__new__(cls, vllm_config=vllm_config, prefix=prefix)
         if not isinstance(made, cls):
-            made.__class__ = _compiled(type(made), _PREFIX + type(made).__name__)
+            made.__class__ = _surveyed(type(made), _PREFIX + type(made).__name__)
             made.mark_unmarked_encoder(vllm_config)
         return made
 
@@ -48,7 +52,7 @@ class _Module(nn.Module):
     exchanged for one of ours."""
 
 
-def stock_class(architecture: str) -> type:
+def stock_class(architecture: str) -> Any:
     """vLLM's own class of an architecture.
 
     Raises:
@@ -57,30 +61,39 @@ def stock_class(architecture: str) -> type:
     module, name = _VLLM_MODELS[architecture]
     if not module.startswith("vllm."):
         module = f"vllm.model_executor.models.{module}"
-    found: type = getattr(importlib.import_module(module), name)
-    return found
+    return getattr(importlib.import_module(module), name)
+
+
+def _mixin(entry: CatalogEntry) -> Any:
+    module, _, name = (entry.mixin or "").partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def __getattr__(name: str) -> Any:
     name = name.partition("@")[0]
     architecture = name.removeprefix(_PREFIX)
-    if architecture == name or architecture not in _VLLM_MODELS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in globals():
         return globals()[name]  # asked for with a suffix
+    if (entry := _ROWS.get(name)) is not None:
+        bases = (_mixin(entry), stock_class(entry.architecture))
+        return _made(name, name, bases)
+    if architecture == name or architecture not in _VLLM_MODELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     stock = stock_class(architecture)
     if not supports_multimodal(stock):
         return stock  # a stub, which raises an error on this platform
-    return _compiled(stock, name)
+    return _surveyed(stock, name)
 
 
-def _compiled(stock: type, name: str) -> type:
-    # vLLM's drafters know classes by `__name__`, and pickle by `__qualname__`.
+def _surveyed(stock: Any, name: str) -> Any:
+    # vLLM's drafters know classes by `__name__`.
+    return _made(name, stock.__name__, (_Module, AutoCompiledEncoder, stock))
+
+
+def _made(name: str, class_name: str, bases: tuple[Any, ...]) -> Any:
     attributes = {
         "__module__": __name__,
-        "__qualname__": name,
-        "__doc__": f"vLLM's {stock.__name__} with its encoder compiled.",
+        "__qualname__": name,  # pickle looks for this name
+        "__doc__": f"vLLM's {bases[-1].__name__} with its encoder compiled.",
     }
-    bases = (_Module, AutoCompiledEncoder, stock)
-    made = type(stock.__name__, bases, attributes)
-    return globals().setdefault(name, made)
+    return globals().setdefault(name, type(class_name, bases, attributes))

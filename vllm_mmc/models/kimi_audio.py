@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Kimi-Audio with Whisper's compiled encoder, packed: one graph, whatever the depth.
+"""Kimi-Audio with Whisper's encoder, packed: one graph for any number of layers.
 
 Two things differ from stock on purpose. Requests of different lengths can be encoded
-together, which ends the engine in stock. And the bias that keys do not have is zero;
-stock leaves it as it finds the memory.
+together; stock's engine dies of it. The missing bias of keys is zero; stock leaves that
+memory uninitialised.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,16 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.model_executor.models.kimi_audio import (
-    KimiAudioDummyInputsBuilder,
     KimiAudioForConditionalGeneration,
-    KimiAudioMultiModalProcessor,
-    KimiAudioProcessingInfo,
     KimiAudioWhisperEncoder,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import begins, spread
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import pad_items, starts
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
     PackedWhisperEncoder,
@@ -36,8 +32,8 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features)` takes log-mel features [num_mel_bins, frames] of each
-    clip, of any lengths; it returns four tokens side by side, [embeddings, 4 *
-    d_model], clip after clip, `embeddings(input_features)` of each.
+    clip, of any lengths. It returns [embeddings, 4 * d_model], four tokens side by
+    side, clip after clip; a clip has `embeddings(input_features)` of them.
     """
 
     tokens_per_embedding = 4
@@ -45,19 +41,17 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
     def forward(self, input_features: Sequence[torch.Tensor]) -> torch.Tensor:
         frames = np.array([clip.shape[-1] for clip in input_features])
         tokens = after_convolutions(frames)
-        metadata = self.prepare_encoder_metadata(begins(frames), frames, tokens)
-        x = self.embed_packed(torch.cat(list(input_features), dim=-1), metadata)
-        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
-        # A clip's last tokens have zeros beside them.
-        x = spread(self.layer_norm(x), tokens, rooms=-(-tokens // 4) * 4)
+        features = torch.cat(list(input_features), dim=-1)
+        x = self.encode(features, start=starts(frames), frames=frames, tokens=tokens)
+        # Zeros fill the last group of four.
+        x = pad_items(self.layer_norm(x), tokens, padded_lengths=-(-tokens // 4) * 4)
         return x.view(-1, 4 * x.shape[1])
 
     @staticmethod
     def embeddings(input_features: Sequence[torch.Tensor]) -> list[int]:
-        """Of each clip."""
+        """The number of embeddings of each clip."""
         frames = np.array([clip.shape[-1] for clip in input_features])
-        lengths: list[int] = (-(-after_convolutions(frames) // 4)).tolist()
-        return lengths
+        return (-(-after_convolutions(frames) // 4)).tolist()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         # The model has renamed some already.
@@ -65,15 +59,6 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
         return PackedWhisperEncoder.load_weights(self, weights)
 
 
-class CompiledKimiAudioProcessingInfo(RefusesBadAudio, KimiAudioProcessingInfo):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    KimiAudioMultiModalProcessor,
-    info=CompiledKimiAudioProcessingInfo,
-    dummy_inputs=KimiAudioDummyInputsBuilder,
-)
 class CompiledKimiAudioForConditionalGeneration(
     SupportsCompiledEncoder, KimiAudioForConditionalGeneration
 ):

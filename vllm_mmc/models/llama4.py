@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Llama4 with a compiled vision encoder: four graphs, whatever the depth.
+"""Llama4 with a compiled vision encoder: four graphs for any number of layers.
 
-Tiles are packed: [tiles * (patches + 1), hidden], the class token last in each tile, so
-one tile is no special size. Host metadata is computed from their number before any
-graph, once per forward, on the device and without waiting for it.
+Tiles are packed, [tiles * (patches + 1), hidden], with the class token last in each
+tile, so one tile is no special size. Their metadata is computed once per forward,
+before the first graph, on the device; the host does not wait for it.
 """
 
 from collections.abc import Iterable
@@ -12,10 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers import Llama4VisionConfig
 from vllm.compilation.decorators import ignore_torch_compile
-from vllm.config import get_current_vllm_config
-from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.mllama4 import (
     Llama4ForConditionalGeneration,
@@ -30,35 +27,33 @@ from vllm.model_executor.models.mllama4 import (
 )
 
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
-from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
+from vllm_mmc.encoder.interfaces import (
+    CompiledEncoder,
+    SupportsCompiledEncoder,
+)
 from vllm_mmc.layers.activation import gelu_
 from vllm_mmc.layers.rotary_embedding import apply_rotary_emb, cos_sin
 from vllm_mmc.layers.upcast import upcast_for
-from vllm_mmc.models.interfaces import (
-    CompiledEncoder,
-    SupportsCompiledEncoder,
-    compile_encoder,
-)
 from vllm_mmc.sizes.buckets import encoder_forward
 
 # === Vision Encoder === #
 
 
 class Llama4VisionMetadata(NamedTuple):
-    """What depends on the number of tiles alone.
+    """Tensors that depend on the number of tiles only.
 
     Attributes:
-        position: [tokens] int64: each token's place in its tile.
-        cu_seqlens: [tiles + 1] int32: where tiles begin.
-        max_seqlen: tokens of a tile, int32, on the host.
+        position: [tokens] int64: the offset of each token in its tile.
+        cu_seqlens: [tiles + 1] int32: where tiles start and end.
+        max_seqlen: the number of tokens of a tile, int32, on the host.
         cos: [tokens, head_size / 2] fp32.
         sin: as cos.
         shuffled: [tiles * patches * ratio**2, 1 / ratio**2] int64: the tokens that
-            pixel shuffle lays side by side.
+            pixel shuffle puts side by side.
     """
 
     position: torch.Tensor
@@ -166,7 +161,16 @@ class CompiledLlama4MultiModalProjector(Llama4MultiModalProjector):
         return self.linear_1(image_features)[0]
 
 
-@ignore_torch_compile  # as a whole: its regions are compiled
+BLOCKS = {
+    Llama4UnfoldConvolution: CompiledLlama4UnfoldConvolution,
+    Llama4VisionEncoderLayer: CompiledLlama4VisionEncoderLayer,
+    Llama4VisionAttention: CompiledLlama4VisionAttention,
+    Llama4VisionMLP: CompiledLlama4VisionMLP,
+    Llama4VisionPixelShuffleMLP: CompiledLlama4VisionPixelShuffleMLP,
+}
+
+
+@ignore_torch_compile  # not as a whole: its regions are compiled
 class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
     """The encoder, also for serving stacks of your own.
 
@@ -174,16 +178,7 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
     image_size] and returns [tiles, patches * ratio**2, projector_output_dim].
     """
 
-    def __init__(
-        self,
-        config: Llama4VisionConfig,
-        quant_config: QuantizationConfig | None = None,
-        prefix: str = "",
-    ) -> None:
-        vllm_config = get_current_vllm_config()
-        with stock_compile_off(vllm_config):
-            super().__init__(config, quant_config=quant_config, prefix=prefix)
-        compile_encoder(self, ENCODER_REGIONS, vllm_config)
+    encoder_regions = BLOCKS
 
     def forward(self, images_flattened: torch.Tensor) -> torch.Tensor:
         tiles = images_flattened.shape[0]
@@ -195,7 +190,7 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
     def packed_patches(self, images: torch.Tensor) -> torch.Tensor:
         """[tiles, channels, height, width] -> [tokens, channels * patch**2].
 
-        The rows of class tokens are zero.
+        Class tokens have rows of zeros.
         """
         patch = self.patch_size
         # [tiles, channels, rows, patch, columns, patch]
@@ -204,7 +199,7 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
         return F.pad(x, (0, 0, 0, 1)).flatten(0, 1)
 
     def prepare_encoder_metadata(self, tiles: int) -> Llama4VisionMetadata:
-        """Small device kernels only: nothing is copied, and no one waits."""
+        """Small device kernels only: nothing is copied from the host."""
         rotary = self.model.layers[0].self_attn.rotary_emb
         device, tokens = rotary.cos_sin_cache.device, self.num_patches
         # [tokens, 1, head_size / 2] complex
@@ -212,7 +207,7 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
         position = torch.arange(tokens, device=device)
         ratio = self.vision_adapter.pixel_shuffle_ratio
         shuffled = pixel_shuffle(position[:-1].view(1, -1, 1), ratio)
-        begins = torch.arange(tiles, device=device) * tokens
+        starts = torch.arange(tiles, device=device) * tokens
         return Llama4VisionMetadata(
             position=position.repeat(tiles),
             cu_seqlens=torch.arange(tiles + 1, device=device, dtype=torch.int32)
@@ -220,11 +215,12 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
             max_seqlen=max_seqlen_tensor(tokens),
             cos=cos.repeat(tiles, 1),
             sin=sin.repeat(tiles, 1),
-            shuffled=(shuffled + begins.view(-1, 1, 1)).flatten(0, 1),
+            shuffled=(shuffled + starts.view(-1, 1, 1)).flatten(0, 1),
         )
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Without an engine; names as in the checkpoint, "vision_model." taken off."""
+        """For use without an engine. Names are the checkpoint's, without
+        "vision_model."."""
         parameters = dict(self.named_parameters())
         loaded = set()
         fused = Llama4ForConditionalGeneration._consolidate_qkv_weights(self, weights)
@@ -243,7 +239,7 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
         x = self.patch_embedding(
             patches,
             metadata.position,
-            # Tensors: in a graph, a Parameter that is an argument is another type.
+            # `data`: Dynamo treats a Parameter argument as another type than a Tensor.
             self.class_embedding.data,
             self.positional_embedding_vlm.data,
         )
@@ -259,11 +255,10 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
         return self.vision_adapter(self.layernorm_post(x), metadata.shuffled)
 
     @property
-    def encoder_step(self) -> int:
-        step: int = self.num_patches
-        return step
+    def token_multiple(self) -> int:
+        return self.num_patches
 
-    def encoder_tokens(self, embeddings: int) -> int:
+    def max_packed_tokens(self, embeddings: int) -> int:
         ratio = self.vision_adapter.pixel_shuffle_ratio
         return embeddings // round((self.num_patches - 1) * ratio**2) * self.num_patches
 
@@ -273,13 +268,8 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
         return self(self.class_embedding.new_zeros(shape))
 
 
-ENCODER_REGIONS = {
+ENCODER_REGIONS = BLOCKS | {
     Llama4VisionModel: CompiledLlama4VisionModel,
-    Llama4UnfoldConvolution: CompiledLlama4UnfoldConvolution,
-    Llama4VisionEncoderLayer: CompiledLlama4VisionEncoderLayer,
-    Llama4VisionAttention: CompiledLlama4VisionAttention,
-    Llama4VisionMLP: CompiledLlama4VisionMLP,
-    Llama4VisionPixelShuffleMLP: CompiledLlama4VisionPixelShuffleMLP,
     Llama4MultiModalProjector: CompiledLlama4MultiModalProjector,
 }
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""MiniCPM-o with a native, packed audio encoder: one graph, whatever the depth.
+"""MiniCPM-o with a native, packed audio encoder: one graph for any number of layers.
 
-It is causal by chunks: a second of speech hears itself and what came before. One thing
-differs from stock on purpose: stock pads the clips of a batch to the longest and means
-to mask that, but compares places after the convolutions with lengths before them, so
-the last second of a clip hears padding. Here padding is not computed: a clip is what it
-is alone.
+Attention is causal by chunks: a second of speech attends to itself and to what came
+before. One thing differs from stock on purpose. Stock pads the clips of a batch to the
+longest, and its mask compares positions after the convolutions with lengths before
+them, so the last second of a clip attends to padding. This encoder does not compute
+padding, so a clip does not depend on its batch.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,16 @@ from vllm.model_executor.models.minicpmo import (
     MiniCPMO2_6,
     MiniCPMO4_5,
     MiniCPMOAudioFeatureInputs,
-    MiniCPMODummyInputsBuilder,
-    MiniCPMOMultiModalProcessor,
-    MiniCPMOProcessingInfo,
     MiniCPMWhisperEncoder,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.model_executor.models.whisper import WhisperEncoderAttention
 
-from vllm_mmc.attention.packing import Ints, begins, one_item, pooled
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
-from vllm_mmc.compilation.decorators import adopt
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.audio_input import AudioValidationMixin
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import Ints, mean_pool, one_item, starts
 from vllm_mmc.models.whisper import (
+    BLOCKS,
     ENCODER_REGIONS,
     CompiledWhisperEncoderAttention,
     PackedWhisperEncoder,
@@ -42,7 +40,8 @@ from vllm_mmc.models.whisper import (
 
 
 class CompiledMiniCPMWhisperEncoderAttention(CompiledWhisperEncoderAttention):
-    """`sequence_lengths` is of each token how many of its clip it hears."""
+    """`sequence_lengths[i]`: how many leading tokens of its own clip token i may attend
+    to."""
 
     def forward(
         self,
@@ -72,43 +71,39 @@ class CompiledMiniCPMWhisperEncoder(PackedWhisperEncoder):
 
     `forward(input_features, chunk_length)` takes log-mel features [num_mel_bins,
     frames] of each clip, of any lengths, and the seconds of a chunk (0: each clip is
-    one); it returns [tokens, d_model], clip after clip, `tokens(input_features)` of
-    each.
+    one chunk). It returns [tokens, d_model], clip after clip; a clip has
+    `tokens(input_features)` of them.
     """
 
-    tokens_per_embedding = 9  # one of pool_step, and as many as are too few for one
-
-    def __init__(
-        self, *, vllm_config: VllmConfig, prefix: str = "", init_in_fp32: bool = False
-    ) -> None:
-        super().__init__(
-            vllm_config=vllm_config, prefix=prefix, init_in_fp32=init_in_fp32
-        )
-        adopt(self, ATTENTION, vllm_config)
+    encoder_regions = BLOCKS | {
+        WhisperEncoderAttention: CompiledMiniCPMWhisperEncoderAttention
+    }
+    tokens_per_embedding = 9
+    """Upper bound: `audio_pool_step` (5) tokens, and at most 4 that are left over."""
 
     def forward(
         self, input_features: Sequence[torch.Tensor], chunk_length: float
     ) -> torch.Tensor:
         frames = _frames(input_features)
         tokens = after_convolutions(frames)
-        metadata = self.prepare_encoder_metadata(begins(frames), frames, tokens)
+        metadata = self.prepare_encoder_metadata(starts(frames), frames, tokens)
         x = self.embed_packed(torch.cat(list(input_features), dim=-1), metadata)
         chunk = int(max(chunk_length, 0) * TOKENS_PER_SECOND)
         chunk = chunk or self.max_source_positions
-        heard = (metadata.positions // chunk + 1) * chunk
-        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen, heard)
+        visible = (metadata.positions // chunk + 1) * chunk
+        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen, visible)
         return self.layer_norm(x[: tokens.sum()])
 
     @staticmethod
     def tokens(input_features: Sequence[torch.Tensor]) -> Ints:
-        """Of each clip."""
+        """The number of tokens of each clip."""
         return after_convolutions(_frames(input_features))
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
         width = self.layer_norm.weight.shape[0]
         x, bounds, longest = one_item(tokens, width, self.conv1.weight)
-        heard = torch.arange(1, len(x) + 1, device=x.device)
-        return self.forward_packed(x, bounds, longest, heard)
+        visible = torch.arange(1, len(x) + 1, device=x.device)
+        return self.forward_packed(x, bounds, longest, visible)
 
 
 def _frames(input_features: Sequence[torch.Tensor]) -> Ints:
@@ -116,23 +111,23 @@ def _frames(input_features: Sequence[torch.Tensor]) -> Ints:
 
 
 TOKENS_PER_SECOND = 50
-ATTENTION = {CompiledWhisperEncoderAttention: CompiledMiniCPMWhisperEncoderAttention}
 
 
-class CompiledMiniCPMOProcessingInfo(RefusesBadAudio, MiniCPMOProcessingInfo):
+class MiniCPMOAudioValidation(AudioValidationMixin):
     @property
-    def least_samples(self) -> int:
-        # Two frames, of 10 ms, are a token.
+    def min_samples(self) -> int:
+        # Two frames of 10 ms become a token, and `audio_pool_step` tokens an embedding.
         step = self.get_default_audio_pool_step()
         return 2 * (step - 1) * self.get_default_audio_sampling_rate() // 100 + 1
 
 
 class SupportsCompiledMiniCPMWhisper(SupportsCompiledEncoder):
+    audio_validation = MiniCPMOAudioValidation
     encoder_regions = ENCODER_REGIONS
     native_encoders = {MiniCPMWhisperEncoder: CompiledMiniCPMWhisperEncoder}
 
     def encoder_roots(self) -> list[str]:
-        # Vision is built before it, and stays as it is.
+        # The vision tower stays stock.
         return ["apm"] if hasattr(self, "apm") else []
 
     def get_audio_hidden_states(
@@ -146,8 +141,8 @@ class SupportsCompiledMiniCPMWhisper(SupportsCompiledEncoder):
         x = encoder(slices, self.config.audio_chunk_length)
         x = self.audio_projection_layer(x)
         step, tokens = self.config.audio_pool_step, encoder.tokens(slices)
-        x, embeddings = pooled(x, tokens, step), tokens // step
-        # A clip longer than half a minute is some slices.
+        x, embeddings = mean_pool(x, tokens, step), tokens // step
+        # A clip longer than half a minute is several slices.
         ends = np.cumsum([len(clip) for clip in data["audio_feature_lens"]])[:-1]
         return list(x.split([int(c.sum()) for c in np.split(embeddings, ends)]))
 
@@ -163,17 +158,12 @@ class CompiledMiniCPMO4_5(SupportsCompiledMiniCPMWhisper, MiniCPMO4_5):
 VERSIONS = {"2.6": CompiledMiniCPMO2_6, "4.5": CompiledMiniCPMO4_5}
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    MiniCPMOMultiModalProcessor,
-    info=CompiledMiniCPMOProcessingInfo,
-    dummy_inputs=MiniCPMODummyInputsBuilder,
-)
 class CompiledMiniCPMO(SupportsCompiledMiniCPMWhisper, MiniCPMO):
-    """As stock's: what is built is the class of the version."""
+    """Builds the class of the checkpoint's version, as stock does."""
 
     def __new__(cls, *, vllm_config: VllmConfig, prefix: str = "") -> Any:
         version = str(getattr(vllm_config.model_config.hf_config, "version", "2.6"))
         chosen = VERSIONS.get(".".join(version.split(".")[:2]))
-        if chosen is None:  # stock says why
+        if chosen is None:  # stock raises the error
             return super().__new__(cls, vllm_config=vllm_config, prefix=prefix)
         return chosen(vllm_config=vllm_config, prefix=prefix)

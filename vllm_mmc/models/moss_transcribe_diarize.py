@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""MOSS-Transcribe-Diarize with Whisper's compiled encoder: one graph, whatever the
-depth."""
+"""MOSS-Transcribe-Diarize with Whisper's encoder: one graph for all layers."""
 
 import torch
 from vllm.model_executor.models.moss_transcribe_diarize import (
-    MossTranscribeDiarizeDummyInputsBuilder,
     MossTranscribeDiarizeForConditionalGeneration,
-    MossTranscribeDiarizeMultiModalProcessor,
-    MossTranscribeDiarizeProcessingInfo,
     MossTranscribeDiarizeWhisperEncoder,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import host_lengths, on_device, places
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import host_lengths, item_and_offset, on_device
 from vllm_mmc.models.whisper import ENCODER_REGIONS, CompiledWhisperEncoder
 
 
@@ -26,33 +21,22 @@ class CompiledMossTranscribeDiarizeWhisperEncoder(
         input_features: torch.Tensor,
         audio_feature_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[windows, num_mel_bins, frames] and the embeddings that each becomes ->
-        [1, tokens, d_model]: of each window, those that are not padding."""
+        """[windows, num_mel_bins, frames] and the number of embeddings of each window
+        -> [1, tokens, d_model], without the tokens of padding."""
         assert audio_feature_lengths is not None
         if input_features.numel() == 0:
             return input_features.new_empty((1, 0, self.conv1.out_channels))
         x = CompiledWhisperEncoder.forward(self, input_features.to(self.conv1.weight))
-        window, position = places(
+        window, position = item_and_offset(
             host_lengths(audio_feature_lengths) * self.audio_merge_size
         )
         kept = on_device(window * x.shape[1] + position, x.device)
         return x.flatten(0, 1)[None, kept]
 
-    def encoder_tokens(self, embeddings: int) -> int:
-        return 0  # not known: a window of a single embedding is encoded whole
+    def max_packed_tokens(self, embeddings: int) -> int:
+        return 0  # unknown: a window of one embedding is encoded whole
 
 
-class CompiledMossTranscribeDiarizeProcessingInfo(
-    RefusesBadAudio, MossTranscribeDiarizeProcessingInfo
-):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    MossTranscribeDiarizeMultiModalProcessor,
-    info=CompiledMossTranscribeDiarizeProcessingInfo,
-    dummy_inputs=MossTranscribeDiarizeDummyInputsBuilder,
-)
 class CompiledMossTranscribeDiarizeForConditionalGeneration(
     SupportsCompiledEncoder, MossTranscribeDiarizeForConditionalGeneration
 ):

@@ -18,17 +18,19 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 from vllm.config import VllmConfig
 from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniAudioFeatureInputs,
-    Qwen2_5OmniThinkerDummyInputsBuilder,
     Qwen2_5OmniThinkerForConditionalGeneration,
-    Qwen2_5OmniThinkerMultiModalProcessor,
-    Qwen2_5OmniThinkerProcessingInfo,
 )
 from vllm.model_executor.models.utils import WeightsMapper
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import Lengths, begins, host_lengths, places, pooled
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import (
+    Lengths,
+    host_lengths,
+    item_and_offset,
+    mean_pool,
+    starts,
+)
 from vllm_mmc.models import qwen2_5_vl, whisper
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
 from vllm_mmc.models.whisper import PackedWhisperEncoder, after_convolutions
 
 # === Audio Encoder === #
@@ -38,9 +40,9 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features, feature_lens)` takes log-mel features [num_mel_bins,
-    frames], clip after clip, and the frames of each clip (on the host, or it waits for
-    the device); it returns [embeddings, output_dim], clip after clip,
-    `embeddings(feature_lens)` of each.
+    frames], clip after clip, and the number of frames of each clip, best on the host.
+    It returns [embeddings, output_dim], clip after clip; a clip has
+    `embeddings(feature_lens)` of them.
     """
 
     hf_to_vllm_mapper = WeightsMapper(
@@ -48,7 +50,7 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
     )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        # No checkpoint has its sinusoids, and their angles need more than 16 bits.
+        # The sinusoids are in no checkpoint, and their angles need more than 16 bits.
         super().__init__(vllm_config=vllm_config, prefix=prefix, init_in_fp32=True)
         config = vllm_config.model_config.hf_config
         self.n_window = config.n_window
@@ -59,32 +61,20 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
     ) -> torch.Tensor:
         frames = host_lengths(feature_lens)
         chunk = self.n_window * 2
-        clip, place = places(-(-frames // chunk))  # of each chunk
-        sizes = np.minimum(frames[clip] - place * chunk, chunk)
-        metadata = self.prepare_encoder_metadata(
-            begin=begins(frames)[clip] + place * chunk,
+        clip, index = item_and_offset(-(-frames // chunk))  # of each chunk
+        sizes = np.minimum(frames[clip] - index * chunk, chunk)
+        x = self.encode(
+            input_features,
+            start=starts(frames)[clip] + index * chunk,
             frames=sizes,
             tokens=after_convolutions(sizes),
         )
-        x = self.embed_packed(input_features, metadata)
-        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
-        return self.proj(self.layer_norm(pooled(x, after_convolutions(frames), 2)))
+        return self.proj(self.layer_norm(mean_pool(x, after_convolutions(frames), 2)))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return super().load_weights(self.hf_to_vllm_mapper.apply(weights))
 
 
-class CompiledQwen2_5OmniThinkerProcessingInfo(
-    RefusesBadAudio, Qwen2_5OmniThinkerProcessingInfo
-):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    Qwen2_5OmniThinkerMultiModalProcessor,
-    info=CompiledQwen2_5OmniThinkerProcessingInfo,
-    dummy_inputs=Qwen2_5OmniThinkerDummyInputsBuilder,
-)
 class CompiledQwen2_5OmniThinkerForConditionalGeneration(
     SupportsCompiledEncoder, Qwen2_5OmniThinkerForConditionalGeneration
 ):
@@ -97,7 +87,7 @@ class CompiledQwen2_5OmniThinkerForConditionalGeneration(
         encoder = self.audio_tower
         if not isinstance(encoder, CompiledQwen2_5OmniAudioEncoder):
             return super()._process_audio_input(audio_input)
-        # The lengths are on the host, and stay there.
+        # vLLM keeps these lengths on the host.
         frames = audio_input["audio_feature_lengths"]
         features = audio_input["input_features"].to(encoder.conv1.weight.dtype)
         return encoder(features, frames).split(encoder.embeddings(frames))

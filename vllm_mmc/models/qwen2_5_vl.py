@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Qwen2.5-VL with a compiled vision encoder: three graphs, whatever the depth.
+"""Qwen2.5-VL with a compiled vision encoder: three graphs for any number of layers.
 
 Host metadata (window index, cu_seqlens, max_seqlen, rotary tables) is vLLM's
 `prepare_encoder_metadata`: computed from the grids before any graph, once per
@@ -8,11 +8,7 @@ forward, with max_seqlen as a tensor on the host.
 """
 
 import torch
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
-    Qwen2_5_VLVisionConfig,
-)
-from vllm.config import VllmConfig, get_current_vllm_config
-from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.config import VllmConfig
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VisionBlock,
     Qwen2_5_VisionPatchEmbed,
@@ -22,15 +18,13 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.model_executor.models.utils import cast_overflow_tensors
 
-from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.models.interfaces import (
+from vllm_mmc.encoder.interfaces import (
     CompiledEncoder,
     SupportsCompiledEncoder,
-    compile_encoder,
 )
 from vllm_mmc.sizes.buckets import encoder_forward
 
@@ -96,6 +90,13 @@ class CompiledQwen2_5_VisionPatchMerger(Qwen2_5_VisionPatchMerger):
         return self.mlp(self.ln_q(x).view(-1, self.hidden_size))
 
 
+BLOCKS = {
+    Qwen2_5_VisionPatchEmbed: CompiledQwen2_5_VisionPatchEmbed,
+    Qwen2_5_VisionBlock: CompiledQwen2_5_VisionBlock,
+    Qwen2_5_VisionPatchMerger: CompiledQwen2_5_VisionPatchMerger,
+}
+
+
 class CompiledQwen2_5_VisionTransformer(CompiledEncoder, Qwen2_5_VisionTransformer):
     """The encoder, also for serving stacks of your own.
 
@@ -106,19 +107,7 @@ class CompiledQwen2_5_VisionTransformer(CompiledEncoder, Qwen2_5_VisionTransform
     is computed once.
     """
 
-    def __init__(
-        self,
-        vision_config: Qwen2_5_VLVisionConfig,
-        norm_eps: float = 1e-6,
-        quant_config: QuantizationConfig | None = None,
-        prefix: str = "",
-    ) -> None:
-        vllm_config = get_current_vllm_config()
-        with stock_compile_off(vllm_config):
-            super().__init__(
-                vision_config, norm_eps, quant_config=quant_config, prefix=prefix
-            )
-        compile_encoder(self, ENCODER_REGIONS, vllm_config)
+    encoder_regions = BLOCKS
 
     @encoder_forward
     def forward(
@@ -161,12 +150,11 @@ class CompiledQwen2_5_VisionTransformer(CompiledEncoder, Qwen2_5_VisionTransform
         return x[metadata["reverse_indices"]]
 
     @property
-    def encoder_step(self) -> int:
-        step: int = self.spatial_merge_unit
-        return step
+    def token_multiple(self) -> int:
+        return self.spatial_merge_unit
 
-    def encoder_tokens(self, embeddings: int) -> int:
-        return embeddings * self.encoder_step
+    def max_packed_tokens(self, embeddings: int) -> int:
+        return embeddings * self.token_multiple
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
         # A strip: as high as one merged patch.
@@ -175,11 +163,8 @@ class CompiledQwen2_5_VisionTransformer(CompiledEncoder, Qwen2_5_VisionTransform
         return self(torch.zeros(tokens, patch), [[1, height, tokens // height]])
 
 
-ENCODER_REGIONS = {
-    Qwen2_5_VisionTransformer: CompiledQwen2_5_VisionTransformer,
-    Qwen2_5_VisionPatchEmbed: CompiledQwen2_5_VisionPatchEmbed,
-    Qwen2_5_VisionBlock: CompiledQwen2_5_VisionBlock,
-    Qwen2_5_VisionPatchMerger: CompiledQwen2_5_VisionPatchMerger,
+ENCODER_REGIONS = BLOCKS | {
+    Qwen2_5_VisionTransformer: CompiledQwen2_5_VisionTransformer
 }
 
 
@@ -191,5 +176,6 @@ class CompiledQwen2_5_VLForConditionalGeneration(
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         if vllm_config.speculative_config is not None:
-            # Drafters know the stock class by its name and ask others for this one.
+            # Drafters know the stock class by its name. They ask any other class for
+            # `image_token_index`.
             self.config.image_token_index = self.config.image_token_id

@@ -1,25 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Qwen2-Audio with a native, packed encoder: one graph, whatever the depth.
+"""Qwen2-Audio with a native, packed encoder: one graph for any number of layers.
 
-Stock runs Hugging Face's encoder over 30 s of every clip, with a dense mask. Here the
-frames that the mask hides are not computed: a short clip costs what it is long.
+Stock runs Hugging Face's encoder over 30 s of every clip, with a dense mask. This
+encoder does not compute the frames that the mask hides.
 """
 
 import numpy as np
 import torch
 from transformers.models.qwen2_audio import Qwen2AudioEncoder
 from vllm.model_executor.models.qwen2_audio import (
-    Qwen2AudioDummyInputsBuilder,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioInputs,
-    Qwen2AudioMultiModalProcessor,
-    Qwen2AudioProcessingInfo,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import Lengths, host_lengths, pooled
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import Lengths, host_lengths, mean_pool
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
     PackedWhisperEncoder,
@@ -33,34 +29,24 @@ class CompiledQwen2AudioEncoder(PackedWhisperEncoder):
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features, frames)` takes log-mel features [clips, num_mel_bins, 3000]
-    and how many frames of each are speech (on the host, or it waits for the device);
-    it returns [embeddings, d_model], clip after clip, `embeddings(frames)` of each.
+    and the number of speech frames of each clip, best on the host. It returns
+    [embeddings, d_model], clip after clip; a clip has `embeddings(frames)` of them.
     """
 
     def forward(self, input_features: torch.Tensor, frames: Lengths) -> torch.Tensor:
         clips, _, window = input_features.shape
         speech = host_lengths(frames)
         tokens = after_convolutions(speech)
-        metadata = self.prepare_encoder_metadata(
-            begin=np.arange(clips) * window,
-            # The last token sees the two frames behind it.
+        x = self.encode(
+            input_features.transpose(0, 1).flatten(1),
+            start=np.arange(clips) * window,
+            # The last token sees two frames after the speech.
             frames=np.minimum(speech + 2, window),
             tokens=tokens,
         )
-        x = self.embed_packed(input_features.transpose(0, 1).flatten(1), metadata)
-        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
-        return self.layer_norm(pooled(x, tokens, 2))
+        return self.layer_norm(mean_pool(x, tokens, 2))
 
 
-class CompiledQwen2AudioProcessingInfo(RefusesBadAudio, Qwen2AudioProcessingInfo):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    Qwen2AudioMultiModalProcessor,
-    info=CompiledQwen2AudioProcessingInfo,
-    dummy_inputs=Qwen2AudioDummyInputsBuilder,
-)
 class CompiledQwen2AudioForConditionalGeneration(
     SupportsCompiledEncoder, Qwen2AudioForConditionalGeneration
 ):
@@ -75,7 +61,7 @@ class CompiledQwen2AudioForConditionalGeneration(
             encoder, CompiledQwen2AudioEncoder
         ):
             return super()._process_audio_input(audio_input)
-        # The one thing that the host waits for.
+        # The host waits for the device here only.
         frames = host_lengths(audio_input["feature_attention_mask"].sum(-1))
         features = audio_input["input_features"].to(encoder.conv1.weight.dtype)
         x = self.multi_modal_projector(encoder(features, frames))

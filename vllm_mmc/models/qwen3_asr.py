@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Qwen3-ASR with a compiled encoder, which is also Qwen3-Omni's: one graph, whatever
-the depth.
+"""The audio encoder of Qwen3-ASR and Qwen3-Omni: one graph for any number of layers.
 
-Clips are cut into chunks of one second, which the convolutions see in one call, and
-then packed: [tokens, hidden], attending within windows. Host metadata is computed from
-the clips' lengths, which vLLM keeps on the host, before anything runs.
+Clips are cut into chunks of one second. One call of the convolutions takes all chunks.
+Their tokens are then packed, [tokens, hidden], and attend within windows. Host metadata
+is computed before the first graph, from lengths that vLLM keeps on the host.
 
-One thing differs from stock on purpose: stock pads the last chunk of a clip to the
-longest chunk of its batch, which changes its last tokens. Here it is always padded to a
-whole chunk, as in Hugging Face's: a clip does not depend on the others.
+One thing differs from stock on purpose. Stock pads the last chunk of a clip to the
+longest chunk of its batch, which changes the clip's last tokens. This encoder pads it
+to a whole chunk, as Hugging Face's does, so a clip does not depend on its batch.
 """
 
 from collections.abc import Iterable
@@ -18,64 +17,52 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import (
-    Qwen3OmniMoeAudioEncoderConfig,
-)
-from vllm.config import get_current_vllm_config
 from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniAudioFeatureInputs,
 )
 from vllm.model_executor.models.qwen3_asr import (
-    Qwen3ASRDummyInputsBuilder,
-    Qwen3ASRForConditionalGeneration,
-    Qwen3ASRMultiModalProcessor,
-    Qwen3ASRProcessingInfo,
     _get_feat_extract_output_lengths,
 )
 from vllm.model_executor.models.qwen3_omni_moe_thinker import (
     Qwen3OmniMoeAudioEncoder,
     Qwen3OmniMoeAudioEncoderLayer,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import (
-    Lengths,
-    begins,
-    cu_seqlens,
-    host_lengths,
-    on_device,
-    one_item,
-    places,
-)
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
-from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
+from vllm_mmc.encoder.interfaces import (
+    CompiledEncoder,
+    SupportsCompiledEncoder,
+)
+from vllm_mmc.encoder.packed import (
+    Lengths,
+    cu_seqlens,
+    host_lengths,
+    item_and_offset,
+    on_device,
+    one_item,
+    starts,
+)
 from vllm_mmc.layers.activation import activate_, gelu_
 from vllm_mmc.layers.upcast import upcast_for
-from vllm_mmc.models.interfaces import (
-    CompiledEncoder,
-    RefusesBadAudio,
-    SupportsCompiledEncoder,
-    compile_encoder,
-)
 from vllm_mmc.sizes.buckets import encoder_forward
 
 # === Audio Encoder === #
 
 
 class Qwen3AudioMetadata(NamedTuple):
-    """What depends on the lengths of the clips alone.
+    """Tensors that depend on the lengths of the clips only.
 
     Attributes:
-        frames: [chunks, frames of a chunk] int64: the column of each; one behind the
-            last is padding.
-        tokens: [tokens] int64: those of the convolved chunks that are not padding.
-        cu_seqlens: [windows + 1] int32: where windows begin.
+        frames: [chunks, frames of a chunk] int64: the input column of each frame. The
+            index after the last column means padding.
+        tokens: [tokens] int64: the convolved columns that are not padding.
+        cu_seqlens: [windows + 1] int32: where windows start and end.
         max_seqlen: the longest window, int32, on the host.
-        lengths: tokens of each clip, on the host.
+        lengths: the number of tokens of each clip, on the host.
     """
 
     frames: torch.Tensor
@@ -114,17 +101,13 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features, feature_lens)` takes log-mel features [num_mel_bins,
-    frames], clip after clip, and the frames of each clip (on the host, or it waits for
-    the device); it returns [tokens, output_dim], clip after clip.
+    frames], clip after clip, and the number of frames of each clip, best on the host.
+    It returns [tokens, output_dim], clip after clip.
     """
 
-    def __init__(
-        self, config: Qwen3OmniMoeAudioEncoderConfig, prefix: str = ""
-    ) -> None:
-        vllm_config = get_current_vllm_config()
-        with stock_compile_off(vllm_config):
-            super().__init__(config, prefix=prefix)
-        compile_encoder(self, ENCODER_REGIONS, vllm_config)
+    encoder_regions = {
+        Qwen3OmniMoeAudioEncoderLayer: CompiledQwen3OmniMoeAudioEncoderLayer
+    }
 
     def forward(
         self,
@@ -138,23 +121,23 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
         return x[: sum(metadata.lengths)]
 
     def prepare_encoder_metadata(self, feature_lens: Lengths) -> Qwen3AudioMetadata:
-        """From the frames of each clip: numbers on the host, then one copy each."""
+        """Computed on the host; each tensor is one copy to the device."""
         frames = host_lengths(feature_lens)
         chunk = self.n_window * 2
-        clip, place = places(-(-frames // chunk))  # of each chunk
-        offset = np.arange(chunk) + (place * chunk)[:, None]
-        begin = begins(frames)[clip, None]
-        column = np.where(offset < frames[clip, None], begin + offset, frames.sum())
+        clip, index = item_and_offset(-(-frames // chunk))  # of each chunk
+        offset = np.arange(chunk) + (index * chunk)[:, None]
+        start = starts(frames)[clip, None]
+        column = np.where(offset < frames[clip, None], start + offset, frames.sum())
 
         positions = _after_cnn(chunk)
-        kept = _after_cnn(np.minimum(frames[clip] - place * chunk, chunk))
+        kept = _after_cnn(np.minimum(frames[clip] - index * chunk, chunk))
         token = np.flatnonzero((np.arange(positions) < kept[:, None]).ravel())
 
         lengths = np.bincount(clip, kept, len(frames)).astype(np.int64)
         window = positions * (self.n_window_infer // chunk)
-        owner, place = places(-(-lengths // window))  # of each window
-        sizes = np.minimum(lengths[owner] - place * window, window)
-        if len(token) == 1:  # a graph takes for granted that there are more
+        clip, index = item_and_offset(-(-lengths // window))  # of each window
+        sizes = np.minimum(lengths[clip] - index * window, window)
+        if len(token) == 1:  # graphs are made for two tokens or more
             token, sizes = token.repeat(2), sizes.repeat(2)
         return Qwen3AudioMetadata(
             frames=on_device(column, self.device),
@@ -187,16 +170,12 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
     def _first(self, chunks: torch.Tensor) -> torch.Tensor:
         """`conv2d1` of [chunks, bins, frames]: [chunks, bins, positions, channels].
 
-        There is one channel, so it is a product, and channels come innermost, which
-        makes the convolutions after it a third faster.
+        A convolution of one channel is a matrix product. Its output has channels
+        innermost, which makes the next convolutions a third faster.
         """
         conv = self.conv2d1
-        (kernel, _), (stride, _), (padding, _) = (
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-        )
-        x = F.pad(chunks, (padding,) * 4)
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        x = F.pad(chunks, (conv.padding[0],) * 4)
         x = x.unfold(1, kernel, stride).unfold(2, kernel, stride).flatten(3)
         weight, bias = conv.weight.flatten(1).to(x.dtype), conv.bias.to(x.dtype)
         return F.linear(x, weight, bias)
@@ -216,7 +195,7 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
 
 
 def _after_cnn(frames: Any) -> Any:
-    """Of each number of frames, what three convolutions of stride 2 leave."""
+    """Tokens after three convolutions of stride 2."""
     for _ in range(3):
         frames = (frames - 1) // 2 + 1
     return frames
@@ -229,7 +208,7 @@ ENCODER_REGIONS = {
 
 
 class SupportsCompiledQwen3Audio(SupportsCompiledEncoder):
-    """Every model with this audio tower. Put it before the stock class."""
+    """For every model with this audio tower. It goes before the stock class."""
 
     encoder_regions = ENCODER_REGIONS
 
@@ -239,22 +218,7 @@ class SupportsCompiledQwen3Audio(SupportsCompiledEncoder):
         encoder = self.audio_tower
         if not isinstance(encoder, CompiledQwen3OmniMoeAudioEncoder):
             return super()._process_audio_input(audio_input)
-        # The lengths are on the host, and stay there.
+        # vLLM keeps these lengths on the host.
         lengths = audio_input["audio_feature_lengths"]
         features = encoder(audio_input["input_features"].to(encoder.dtype), lengths)
         return features.split(_get_feat_extract_output_lengths(lengths).tolist())
-
-
-class CompiledQwen3ASRProcessingInfo(RefusesBadAudio, Qwen3ASRProcessingInfo):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    Qwen3ASRMultiModalProcessor,
-    info=CompiledQwen3ASRProcessingInfo,
-    dummy_inputs=Qwen3ASRDummyInputsBuilder,
-)
-class CompiledQwen3ASRForConditionalGeneration(
-    SupportsCompiledQwen3Audio, Qwen3ASRForConditionalGeneration
-):
-    pass

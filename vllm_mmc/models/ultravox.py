@@ -1,25 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Ultravox with Whisper's compiled encoder, packed: one graph, whatever the depth.
+"""Ultravox with Whisper's encoder, packed: one graph for any number of layers.
 
-One thing differs from stock on purpose: stock pads the chunks of a batch to the
-longest, and the projector stacks what was computed of padding into the last embedding
-of a chunk. Here padding is not computed, and zero: a chunk is what it is alone.
+One thing differs from stock on purpose. Stock pads the chunks of a batch to the
+longest, and the projector stacks encoded padding into the last embedding of a chunk.
+This encoder returns zeros for padding, so a chunk does not depend on its batch.
 """
 
 import numpy as np
 import torch
 from vllm.model_executor.models.ultravox import (
-    UltravoxDummyInputsBuilder,
     UltravoxModel,
-    UltravoxMultiModalProcessor,
-    UltravoxProcessingInfo,
     UltravoxWhisperEncoder,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_mmc.attention.packing import Lengths, host_lengths, spread
-from vllm_mmc.models.interfaces import RefusesBadAudio, SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.packed import Lengths, host_lengths, pad_items
 from vllm_mmc.models.whisper import (
     ENCODER_REGIONS,
     PackedWhisperEncoder,
@@ -31,8 +27,8 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features, audio_lens)` takes log-mel features [chunks, num_mel_bins,
-    frames] and how many frames of each are speech (on the host, or it waits for the
-    device); it returns [chunks, frames / 2, d_model], zero behind the speech.
+    frames] and the number of speech frames of each chunk, best on the host. It returns
+    [chunks, frames / 2, d_model], with zeros after the speech.
     """
 
     tokens_per_embedding = 8
@@ -48,29 +44,22 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
             )
         speech = host_lengths(audio_lens)
         tokens = after_convolutions(speech)
-        metadata = self.prepare_encoder_metadata(
-            begin=np.arange(chunks) * frames, frames=speech, tokens=tokens
+        x = self.encode(
+            input_features.transpose(0, 1).flatten(1),
+            start=np.arange(chunks) * frames,
+            frames=speech,
+            tokens=tokens,
         )
-        x = self.embed_packed(input_features.transpose(0, 1).flatten(1), metadata)
-        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
-        rooms = after_convolutions(np.full(chunks, frames))
-        return spread(self.layer_norm(x), tokens, rooms).unflatten(0, (chunks, -1))
+        padded_lengths = after_convolutions(np.full(chunks, frames))
+        x = pad_items(self.layer_norm(x), tokens, padded_lengths)
+        return x.unflatten(0, (chunks, -1))
 
 
-class CompiledUltravoxProcessingInfo(RefusesBadAudio, UltravoxProcessingInfo):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    UltravoxMultiModalProcessor,
-    info=CompiledUltravoxProcessingInfo,
-    dummy_inputs=UltravoxDummyInputsBuilder,
-)
 class CompiledUltravoxModel(SupportsCompiledEncoder, UltravoxModel):
     encoder_regions = ENCODER_REGIONS | {
         UltravoxWhisperEncoder: CompiledUltravoxWhisperEncoder
     }
 
     def encoder_roots(self) -> list[str]:
-        # The projector may have Whisper's layers too, over as little as one token.
+        # The projector may have Whisper's layers too, and run them on one token.
         return ["audio_tower"]

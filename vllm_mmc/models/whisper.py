@@ -1,65 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Whisper with a compiled encoder: one graph, whatever the depth.
+"""Whisper with a compiled encoder: one graph for any number of layers.
 
-Items are packed: [items * positions, hidden], so one item is no special size. An item
-attends to its own padding, as the model was trained to: all have the same length.
+Items are packed, [items * positions, hidden], so one item is no special size. All items
+have the same length: an item attends to its own padding, as the model was trained to.
 """
 
-from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from vllm.config import VllmConfig
 from vllm.model_executor.models.ultravox import _load_whisper_layer_weights
 from vllm.model_executor.models.utils import cast_overflow_tensors
 from vllm.model_executor.models.whisper import (
-    WhisperDummyInputsBuilder,
     WhisperEncoder,
     WhisperEncoderAttention,
     WhisperEncoderLayer,
     WhisperForConditionalGeneration,
     WhisperMLP,
-    WhisperMultiModalProcessor,
-    WhisperProcessingInfo,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_mmc.attention.mm_encoder_attention import MMEncoderAttention
-from vllm_mmc.attention.packing import (
-    Ints,
-    Lengths,
-    begins,
-    cu_seqlens,
-    host_lengths,
-    on_device,
-    one_item,
-    places,
-)
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
-from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
+from vllm_mmc.encoder.interfaces import (
+    CompiledEncoder,
+    SupportsCompiledEncoder,
+)
+from vllm_mmc.encoder.packed import (
+    Ints,
+    Lengths,
+    cu_seqlens,
+    host_lengths,
+    item_and_offset,
+    on_device,
+    one_item,
+    starts,
+)
 from vllm_mmc.layers.activation import activate_, gelu_
 from vllm_mmc.layers.upcast import upcast_for
-from vllm_mmc.models.interfaces import (
-    CompiledEncoder,
-    RefusesBadAudio,
-    SupportsCompiledEncoder,
-    compile_encoder,
-)
 from vllm_mmc.sizes.buckets import encoder_forward
 
 # === Audio Encoder === #
 
 
 class CompiledWhisperEncoderAttention(WhisperEncoderAttention, MMEncoderAttention):
-    """Theirs takes [tokens, hidden] too and hands it to ours."""
+    """vLLM's WhisperEncoderAttention accepts packed [tokens, hidden]; its
+    `super().forward()` resolves to our MMEncoderAttention."""
 
 
 class CompiledWhisperMLP(WhisperMLP):
@@ -93,25 +85,17 @@ class CompiledWhisperEncoderLayer(WhisperEncoderLayer):
         return cast_overflow_tensors(x)
 
 
-class WhisperEncoderBase(CompiledEncoder, WhisperEncoder):
-    """The layers, over packed tokens. What is packed differs."""
+BLOCKS = {
+    WhisperEncoderLayer: CompiledWhisperEncoderLayer,
+    WhisperEncoderAttention: CompiledWhisperEncoderAttention,
+    WhisperMLP: CompiledWhisperMLP,
+}
 
-    def __init__(
-        self,
-        *,
-        vllm_config: VllmConfig,
-        prefix: str = "",
-        init_in_fp32: bool = False,
-        enable_pp: bool = True,
-    ) -> None:
-        with stock_compile_off(vllm_config):
-            super().__init__(
-                vllm_config=vllm_config,
-                prefix=prefix,
-                init_in_fp32=init_in_fp32,
-                enable_pp=enable_pp,
-            )
-        compile_encoder(self, ENCODER_REGIONS, vllm_config)
+
+class WhisperEncoderBase(CompiledEncoder, WhisperEncoder):
+    """The layers, over packed tokens. A subclass says what is packed."""
+
+    encoder_regions = BLOCKS
 
     @encoder_forward
     def forward_packed(
@@ -145,7 +129,7 @@ class CompiledWhisperEncoder(WhisperEncoderBase):
         items, positions, _ = x.shape
         sequences = torch.arange(items + 1, dtype=torch.int32, device=x.device)
         x = self.forward_packed(
-            # The convolutions leave positions innermost.
+            # The convolutions return positions innermost.
             x.flatten(0, 1).contiguous(),
             sequences * positions,
             max_seqlen_tensor(positions),
@@ -153,37 +137,37 @@ class CompiledWhisperEncoder(WhisperEncoderBase):
         return self.layer_norm(x).unflatten(0, (items, positions))
 
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
-        """[items, num_mel_bins, frames] -> [items, frames / 2, d_model]: one call of
-        each convolution, however many items."""
+        """[items, num_mel_bins, frames] -> [items, frames / 2, d_model], in one call of
+        each convolution."""
         x = gelu_(self.conv1(upcast_for(self.conv1, input_features)))
         x = gelu_(self.conv2(x)).transpose(1, 2)
         x = x + self.embed_positions.weight[: x.shape[1]]
         return x.to(input_features.dtype)
 
     @property
-    def encoder_step(self) -> int:
-        step: int = self.max_source_positions
-        return step
+    def token_multiple(self) -> int:
+        return self.max_source_positions
 
-    def encoder_tokens(self, embeddings: int) -> int:
-        return embeddings // self.encoder_step * self.encoder_step
+    def max_packed_tokens(self, embeddings: int) -> int:
+        return embeddings // self.token_multiple * self.token_multiple
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
-        items, frames = tokens // self.encoder_step, self.encoder_step * 2
+        items, frames = tokens // self.token_multiple, self.token_multiple * 2
         mel = self.conv1.weight.new_zeros(items, self.num_mel_bins, frames)
         return CompiledWhisperEncoder.forward(self, mel)
 
 
 class PackedAudioMetadata(NamedTuple):
-    """What depends on lengths alone.
+    """Tensors that depend on the lengths of the sequences only.
 
     Attributes:
-        columns: [columns] int64: the frame of each; one behind the last is zero.
-        gaps: [gaps] int64: the columns that are zero.
-        tokens: [tokens] int64: those of the convolved columns that are kept.
-        positions: [tokens] int64: the place of each in its sequence.
-        cu_seqlens: [sequences + 1] int32: where sequences begin.
-        max_seqlen: the longest, int32, on the host.
+        columns: [columns] int64: the frame of each input column of the convolutions.
+            The index after the last frame means a column of zeros.
+        gaps: [gaps] int64: the columns of zeros.
+        tokens: [tokens] int64: the output columns of the convolutions that are kept.
+        positions: [tokens] int64: the offset of each token in its sequence.
+        cu_seqlens: [sequences + 1] int32: where sequences start and end.
+        max_seqlen: the longest sequence, int32, on the host.
     """
 
     columns: torch.Tensor
@@ -195,49 +179,36 @@ class PackedAudioMetadata(NamedTuple):
 
 
 class PackedWhisperEncoder(WhisperEncoderBase):
-    """Whisper's encoder over sequences of any length, of which no padding is computed.
+    """Whisper's encoder over sequences of any length, without their padding.
 
-    Also the native form of encoders that vLLM takes from Hugging Face with Whisper's
-    layers: it loads their parameters, and is sharded and quantised as vLLM's are.
+    It also replaces encoders of Hugging Face that have Whisper's layers: it loads their
+    parameters, and vLLM's linear layers shard and quantise them. `forward` differs from
+    family to family.
     """
 
-    def __init__(
-        self, *, vllm_config: VllmConfig, prefix: str = "", init_in_fp32: bool = False
-    ) -> None:
-        super().__init__(
-            vllm_config=vllm_config,
-            prefix=prefix,
-            init_in_fp32=init_in_fp32,
-            enable_pp=False,
-        )
-
-    @abstractmethod
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """What is padding, and how, differs from family to family."""
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(enable_pp=False, **kwargs)
 
     def prepare_encoder_metadata(
-        self, begin: Ints, frames: Ints, tokens: Ints
+        self, start: Ints, frames: Ints, tokens: Ints
     ) -> PackedAudioMetadata:
-        """From numbers on the host, each of them one copy to the device.
+        """Computed on the host; each tensor is one copy to the device.
 
         Args:
-            begin: of each sequence, the first frame.
-            frames: that the convolutions see of each; what lies around is zero.
-            tokens: that are kept of each.
+            start: the first frame of each sequence.
+            frames: the number of frames of each sequence that the convolutions see,
+                with zeros before and after them.
+            tokens: the number of tokens of each sequence that are kept.
         """
-        # A gap of at least one column, and an even number: the stride is 2.
+        # A gap has one column or more. Sections are even, because the stride is 2.
         sections = (frames // 2 + 1) * 2
-        sequence, column = places(sections)
+        sequence, column = item_and_offset(sections)
         gap = column >= frames[sequence]
-        columns = np.where(gap, -1, begin[sequence] + column)
-        sequence, position = places(tokens)
-        kept = begins(sections)[sequence] // 2 + position
-        if len(kept) == 1:  # a graph takes for granted that there are more
-            kept, position, tokens = (
-                kept.repeat(2),
-                position.repeat(2),
-                tokens.repeat(2),
-            )
+        columns = np.where(gap, -1, start[sequence] + column)
+        sequence, position = item_and_offset(tokens)
+        kept = starts(sections)[sequence] // 2 + position
+        if len(kept) == 1:  # graphs are made for two tokens or more
+            kept, position, tokens = (a.repeat(2) for a in (kept, position, tokens))
         device = self.conv1.weight.device
         return PackedAudioMetadata(
             columns=on_device(columns, device),
@@ -251,8 +222,11 @@ class PackedWhisperEncoder(WhisperEncoderBase):
     def embed_packed(
         self, features: torch.Tensor, metadata: PackedAudioMetadata
     ) -> torch.Tensor:
-        """[num_mel_bins, frames] -> [tokens, d_model]: sequences side by side, with
-        gaps in which convolutions see the zeros that they would pad with."""
+        """[num_mel_bins, frames] -> [tokens, d_model].
+
+        The sequences are side by side. In the gaps between them, the convolutions see
+        the zeros that they would pad with.
+        """
         x = F.pad(features, (0, 1))[None, :, metadata.columns]
         x = gelu_(self.conv1(upcast_for(self.conv1, x))).index_fill_(
             2, metadata.gaps, 0
@@ -261,20 +235,31 @@ class PackedWhisperEncoder(WhisperEncoderBase):
         x = x + self.embed_positions.weight[metadata.positions]
         return x.to(features.dtype)
 
+    def encode(
+        self, features: torch.Tensor, *, start: Ints, frames: Ints, tokens: Ints
+    ) -> torch.Tensor:
+        """All but `layer_norm`: [num_mel_bins, frames] -> [tokens, d_model].
+
+        Arguments are those of `prepare_encoder_metadata`. A single token comes twice.
+        """
+        metadata = self.prepare_encoder_metadata(start, frames, tokens)
+        x = self.embed_packed(features, metadata)
+        return self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
+
     @staticmethod
     def embeddings(frames: Lengths) -> list[int]:
-        """Of clips of so many frames each."""
-        lengths: list[int] = (after_convolutions(host_lengths(frames)) // 2).tolist()
-        return lengths
+        """The number of embeddings of each clip, from its number of frames."""
+        return (after_convolutions(host_lengths(frames)) // 2).tolist()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Under Hugging Face's names, the encoder's prefix taken off."""
+        """Names are Hugging Face's, without the encoder's prefix."""
         loaded = _load_whisper_layer_weights(self, weights)
-        return loaded | {"embed_positions.weight"}  # computed, where it is not there
+        return loaded | {"embed_positions.weight"}  # computed if missing
 
-    tokens_per_embedding = 3  # a clip's last token may be without another
+    tokens_per_embedding = 3
+    """Upper bound: 2 tokens per embedding, plus one unpaired last token."""
 
-    def encoder_tokens(self, embeddings: int) -> int:
+    def max_packed_tokens(self, embeddings: int) -> int:
         return embeddings * self.tokens_per_embedding
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
@@ -283,27 +268,13 @@ class PackedWhisperEncoder(WhisperEncoderBase):
 
 
 def after_convolutions(frames: Ints) -> Ints:
-    """Of each number of frames, the tokens that stride 2 leaves."""
+    """Tokens after the convolutions, of which the second has stride 2."""
     return (frames - 1) // 2 + 1
 
 
-ENCODER_REGIONS = {
-    WhisperEncoder: CompiledWhisperEncoder,
-    WhisperEncoderLayer: CompiledWhisperEncoderLayer,
-    WhisperEncoderAttention: CompiledWhisperEncoderAttention,
-    WhisperMLP: CompiledWhisperMLP,
-}
+ENCODER_REGIONS = BLOCKS | {WhisperEncoder: CompiledWhisperEncoder}
 
 
-class CompiledWhisperProcessingInfo(RefusesBadAudio, WhisperProcessingInfo):
-    pass
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    WhisperMultiModalProcessor,
-    info=CompiledWhisperProcessingInfo,
-    dummy_inputs=WhisperDummyInputsBuilder,
-)
 class CompiledWhisperForConditionalGeneration(
     SupportsCompiledEncoder, WhisperForConditionalGeneration
 ):

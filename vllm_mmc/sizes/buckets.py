@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""How large encoder inputs are: the ranges and sizes that get graphs of their own.
+"""Which sizes of an encoder's input get graphs of their own.
 
 Sizes count packed tokens: the rows of an encoder's input, items laid end to end.
 vLLM's `compile_sizes` and `compile_ranges_endpoints` count the decoder's tokens and
@@ -27,12 +27,12 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What one encoder call promises to the graphs that it runs.
+class TokenRange:
+    """The size of one encoder call, and the range that its graphs may assume.
 
     Attributes:
-        tokens: Packed tokens of this call.
-        range: Graphs may take for granted that there are so many; None: nothing.
+        tokens: The number of packed tokens of this call.
+        range: The range of packed tokens that graphs may assume; None: any number.
     """
 
     tokens: int
@@ -43,17 +43,17 @@ class Bounds:
         return self.range is not None and self.range[0] == self.range[1]
 
 
-class EncoderShapes:
-    """Which graphs an encoder's sizes get.
+class TokenBuckets:
+    """Which size of an encoder's input gets which graph.
 
     Args:
         settings: `compile_sizes` and `compile_ranges` are used.
         limit: The most packed tokens that one call of this encoder can have, if known.
-        step: Every call has a multiple of so many packed tokens.
-        encoder: Its name, for errors: a model can have two.
+        step: The number of packed tokens of every call is a multiple of this.
+        encoder: The encoder's name, for errors: a model can have two encoders.
 
     Raises:
-        ValueError: A size or range is none that this encoder ever sees.
+        ValueError: This encoder never has that size, or a size in that range.
     """
 
     def __init__(
@@ -83,28 +83,28 @@ class EncoderShapes:
                 f"{self.encoder} sees multiples of {self.step} packed tokens{up_to}"
             )
 
-    def bounds(self, tokens: int) -> Bounds:
+    def bounds(self, tokens: int) -> TokenRange:
         if tokens in self.sizes:
-            return Bounds(tokens, (tokens, tokens))
+            return TokenRange(tokens, (tokens, tokens))
         for first, last in self.ranges:
             if first <= tokens <= last:
-                return Bounds(tokens, (first, last))
+                return TokenRange(tokens, (first, last))
         if self.limit is not None and tokens <= self.limit:
-            return Bounds(tokens, (1, self.limit))
-        return Bounds(tokens, None)
+            return TokenRange(tokens, (1, self.limit))
+        return TokenRange(tokens, None)
 
     def warmup_sizes(self) -> list[int]:
-        """The smallest input, and one for every graph that a request can need.
+        """The smallest input, and one input for every graph that a request can need.
 
-        Those are not the smallest: a dimension of size 1 hides how a tensor lies in
-        memory, which graphs depend on.
+        Use a size above the minimum of a graph: a dimension of size 1 has an arbitrary
+        stride, so its call signature would not match later calls.
         """
         step = self.step
         spans = [*self.ranges, *((size, size) for size in self.sizes)]
         sizes = {step}
         for first, last in spans:
             sizes.add(min(-(-first // step) * step + step, last // step * step))
-        # And one that none of them has.
+        # And one size outside of all spans, for the general graph.
         candidates = {2 * step, *(last // step * step + step for _, last in spans)}
         for size in sorted(candidates):
             within = self.limit is None or size <= self.limit
@@ -114,25 +114,27 @@ class EncoderShapes:
         return sorted(sizes)
 
 
-_current: ContextVar[Bounds | None] = ContextVar("encoder_bounds", default=None)
+_current: ContextVar[TokenRange | None] = ContextVar("encoder_bounds", default=None)
 
 
-def current() -> Bounds | None:
-    """Of the encoder call that is running; None outside of one."""
+def current() -> TokenRange | None:
+    """The bounds of the encoder call that is running; None outside of a call."""
     return _current.get()
 
 
 def encoder_forward(
     forward: Callable[Concatenate[Any, torch.Tensor, P], R],
 ) -> Callable[Concatenate[Any, torch.Tensor, P], R]:
-    """Decorates the `forward` of an encoder, whose first argument is packed:
-    [tokens, ...]. The module's `encoder_shapes`, if it has any, decide the graphs."""
+    """Decorates an encoder's `forward` whose first argument is packed, [tokens, ...].
+
+    The module's `encoder_shapes`, if there are any, choose the graphs.
+    """
 
     @functools.wraps(forward)
     def with_bounds(
         self: nn.Module, x: torch.Tensor, *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        shapes: EncoderShapes | None = getattr(self, "encoder_shapes", None)
+        shapes: TokenBuckets | None = getattr(self, "encoder_shapes", None)
         if shapes is None:
             return forward(self, x, *args, **kwargs)
         shapes.log.record(x.shape[0])

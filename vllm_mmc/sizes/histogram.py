@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""How often an encoder was called with how many tokens, and what to make of it.
+"""Counts of encoder calls by number of tokens, and settings that follow from them.
 
 Tokens are packed tokens: the rows of the input of one call, items laid end to end.
 Nothing here needs vLLM.
@@ -15,7 +15,7 @@ from typing import Any
 
 TAG = "[mmc shapes] "
 
-# Each range and each size is a graph to compile: few, and only where many calls go.
+# Each range and each size costs a graph: take few, and only those of many calls.
 MAX_RANGES = 4
 MAX_SIZES = 8
 SHARE_OF_A_SIZE = 0.10
@@ -35,8 +35,8 @@ Items = list[tuple[int, int]]
 class Histogram:
     """Calls by size.
 
-    At most `max_exact` sizes are kept as they are. A call of yet another size counts
-    under the next power of two.
+    At most `max_exact` different sizes are counted exactly. A call of any other size is
+    counted under the next power of two.
     """
 
     max_exact: int = 512
@@ -62,7 +62,7 @@ class Histogram:
         return sorted((self.tokens + self.up_to).items())
 
     def to_json(self) -> dict[str, Any]:
-        """`from_json` reads it; keys are text, as JSON wants."""
+        """A dictionary for JSON, with text keys; `from_json` reads it."""
         found: dict[str, Any] = {"total": self.total, "tokens": _sorted(self.tokens)}
         return found | ({"up_to": _sorted(self.up_to)} if self.up_to else {})
 
@@ -71,7 +71,7 @@ class Histogram:
         """Read what `to_json` made.
 
         Raises:
-            ValueError: It is something else.
+            ValueError: `found` is not such a dictionary.
         """
         up_to = _counts(found.get("up_to", {}))
         if any(size & (size - 1) for size in up_to):
@@ -81,10 +81,10 @@ class Histogram:
     def compile_ranges(self) -> list[list[int]]:
         """At most four [first, last], both included, that hold all sizes.
 
-        Parted where sizes lie far apart, else at the median of what is very wide; no
-        part is left with less than 5 % of the calls. Sizes in a gap are in no range.
+        Ranges are split at wide gaps between sizes, and very wide ranges at their
+        median. Each range keeps 5 % of the calls or more. No range contains a gap.
         """
-        # No calls, but the smallest size that such a power of two may stand for.
+        # Zero calls of the smallest size that a power of two stands for.
         smallest = {size // 2 + 1: 0 for size in self.up_to}
         parts = [sorted((smallest | dict(self.items())).items())]
         least = SHARE_OF_A_RANGE * self.total
@@ -112,30 +112,30 @@ class Histogram:
 
 
 def line(histogram: Histogram, process: str) -> str:
-    """What a server logs: all calls of one process since it started.
+    """The log line of a server: all calls of one process since it started.
 
     Args:
         histogram: The calls.
-        process: Another text for every process, the same for all its lines.
+        process: A text that differs between processes.
     """
     return TAG + json.dumps({"process": process} | histogram.to_json())
 
 
 @dataclass
 class Readings:
-    """What server logs say."""
+    """The contents of server logs."""
 
     histogram: Histogram
     """The calls of all processes."""
     processes: int
     unreadable: int
-    """Lines that were meant for us but are damaged."""
+    """The number of damaged lines of the shape log."""
 
 
 def read(lines: Iterable[str]) -> Readings:
-    """Find the last line of every process and add them up.
+    """Add up the last line of every process.
 
-    They may stand behind any prefix, and within a string of a log that is JSON itself.
+    A line may have any prefix, and may be inside a string of a JSON log.
     """
     last: dict[str, Histogram] = {}
     unreadable = 0

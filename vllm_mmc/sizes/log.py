@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""The shape log: now and then, the sizes that this process' encoders were called with.
+"""The shape log: a regular log line with the sizes of this process's encoder calls.
 
 `vllm-mmc profile` reads it.
 """
@@ -40,7 +40,7 @@ class ShapeLog:
         """Count one call of an encoder.
 
         Args:
-            tokens: Rows of its input, all items laid end to end. Below 1: not a call.
+            tokens: Rows of its input, all items end to end. Below 1 nothing is counted.
         """
         if not self.interval >= 0 or tokens < 1:
             return

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Lengths on the host -> where packed items begin, and what belongs to which."""
+"""Index arithmetic of packed items, from their lengths on the host."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -15,7 +15,7 @@ from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Lengths: TypeAlias = torch.Tensor | Sequence[int] | Ints
-"""One per item. On the host: what lies on a device makes the host wait."""
+"""One per item. The host waits for lengths on a device."""
 
 
 def host_lengths(lengths: Lengths) -> Ints:
@@ -24,17 +24,18 @@ def host_lengths(lengths: Lengths) -> Ints:
         return torch.as_tensor(lengths, dtype=torch.int64, device="cpu").numpy()
 
 
-def places(lengths: Ints) -> tuple[Ints, Ints]:
-    """Of every element, items of these lengths end to end: its item, its place there.
+def item_and_offset(lengths: Ints) -> tuple[Ints, Ints]:
+    """For each element of the packed sequence: the index of its item and its offset
+    within that item.
 
     `[2, 0, 3]` -> `[0, 0, 2, 2, 2]` and `[0, 1, 0, 1, 2]`.
     """
     item: Ints = np.repeat(np.arange(len(lengths)), lengths)
-    return item, np.arange(len(item)) - begins(lengths)[item]
+    return item, np.arange(len(item)) - starts(lengths)[item]
 
 
-def begins(lengths: Ints) -> Ints:
-    """Where each item begins: `[2, 0, 3]` -> `[0, 2, 2]`."""
+def starts(lengths: Ints) -> Ints:
+    """The first element of each item: `[2, 0, 3]` -> `[0, 2, 2]`."""
     return lengths.cumsum() - lengths
 
 
@@ -46,24 +47,29 @@ def cu_seqlens(lengths: Ints) -> Ints:
 def on_device(
     values: Ints, device: torch.device, dtype: torch.dtype = torch.int64
 ) -> torch.Tensor:
-    """One copy, for which nobody waits."""
+    """One copy; the host does not wait for it."""
     return async_tensor_h2d(torch.from_numpy(values).to(dtype), device)
 
 
-def pooled(x: torch.Tensor, lengths: Ints, step: int) -> torch.Tensor:
-    """Items of these lengths, [tokens, width], -> the mean of each `step` tokens of an
-    item, [pooled tokens, width]; what is left over of an item is dropped."""
-    item, place = places(lengths // step * step)
-    rows = on_device(begins(lengths)[item] + place, x.device)
+def mean_pool(x: torch.Tensor, lengths: Ints, step: int) -> torch.Tensor:
+    """Mean of each `step` tokens of an item; tokens left over of an item are dropped.
+
+    [sum(lengths), width] -> [sum(lengths // step), width].
+    """
+    item, offset = item_and_offset(lengths // step * step)
+    rows = on_device(starts(lengths)[item] + offset, x.device)
     return x[rows].unflatten(0, (-1, step)).mean(1)
 
 
-def spread(x: torch.Tensor, lengths: Ints, rooms: Ints) -> torch.Tensor:
-    """Items of these lengths, [tokens, width], -> each in a room of so many tokens,
-    [sum(rooms), width], zeros behind it."""
-    item, place = places(lengths)
-    rows = on_device(begins(rooms)[item] + place, x.device)
-    return x.new_zeros(rooms.sum(), x.shape[1]).index_copy_(0, rows, x[: len(rows)])
+def pad_items(x: torch.Tensor, lengths: Ints, padded_lengths: Ints) -> torch.Tensor:
+    """Zeros after each item, up to its padded length.
+
+    [sum(lengths), width] -> [sum(padded_lengths), width].
+    """
+    item, offset = item_and_offset(lengths)
+    rows = on_device(starts(padded_lengths)[item] + offset, x.device)
+    padded = x.new_zeros(padded_lengths.sum(), x.shape[1])
+    return padded.index_copy_(0, rows, x[: len(rows)])
 
 
 def one_item(
@@ -71,6 +77,6 @@ def one_item(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Zeros [tokens, width], two tokens at least, with their cu_seqlens and max_seqlen;
     dtype and device are those of `like`."""
-    tokens = max(tokens, 2)  # a graph takes for granted that there are more than one
+    tokens = max(tokens, 2)  # graphs are made for two tokens or more
     bounds = torch.tensor([0, tokens], dtype=torch.int32, device=like.device)
     return like.new_zeros(tokens, width), bounds, max_seqlen_tensor(tokens)

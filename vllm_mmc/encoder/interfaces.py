@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""What every `Compiled...ForConditionalGeneration` shares."""
+"""The mixins of models (`SupportsCompiledEncoder`) and of their towers
+(`CompiledEncoder`)."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn as nn
-from vllm.config import CompilationMode, VllmConfig
+from vllm.config import CompilationMode, VllmConfig, get_current_vllm_config
 from vllm.distributed import get_pp_group
 from vllm.forward_context import override_forward_context
-from vllm.inputs import MultiModalDataDict
 from vllm.logger import init_logger
 from vllm.model_executor.models.interfaces import (
     MultiModalEmbeddings,
@@ -24,12 +21,6 @@ from vllm.model_executor.models.interfaces import (
 from vllm.model_executor.offloader import get_offloader
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
-from vllm.multimodal.parse import (
-    AudioProcessorItems,
-    MultiModalDataItems,
-    MultiModalDataParser,
-)
-from vllm.multimodal.processing import BaseProcessingInfo
 
 from vllm_mmc.attention.mm_encoder_attention import use_our_attention
 from vllm_mmc.compilation.compiler import stock_compile_off
@@ -38,11 +29,13 @@ from vllm_mmc.compilation.decorators import (
     adopt,
     should_torch_compile_mm_encoder,
 )
+from vllm_mmc.encoder.audio_input import AudioValidationMixin, with_audio_validation
 from vllm_mmc.encoder.model import compile_by_survey
+from vllm_mmc.encoder.on_meta import BuildOnMeta
 from vllm_mmc.encoder.survey import Survey
 from vllm_mmc.layers.upcast import use_upcast
 from vllm_mmc.settings import Settings
-from vllm_mmc.sizes.buckets import EncoderShapes
+from vllm_mmc.sizes.buckets import TokenBuckets
 
 logger = init_logger(__name__)
 
@@ -50,20 +43,31 @@ logger = init_logger(__name__)
 class SupportsCompiledEncoder(SupportsMultiModal):
     """Compiles the encoder that the stock class builds.
 
-    Put it before the stock class among the bases. vLLM's constructor and weight
-    loader run as they are; when the tower stands, the classes of its regions are
-    exchanged in place. With `compile_mm_encoder` off nothing is changed at all.
+    The mixin goes before the stock class among the bases. vLLM's constructor and
+    weight loader run unchanged. After vLLM has built the tower, the classes of its
+    regions are exchanged in place. With `compile_mm_encoder` off, only the check of
+    audio (`audio_validation`) differs from stock.
     """
 
     encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
-    """Stock class -> our compiled subclass. What has none is surveyed."""
+    """Stock class -> our compiled subclass. An encoder without any is surveyed."""
     native_encoders: ClassVar[Mapping[type[nn.Module], type["CompiledEncoder"]]] = {}
-    """Hugging Face's encoder -> the one of ours that is built in its place, with
-    the same parameter names in the checkpoint."""
+    """Hugging Face's encoder -> our encoder, built instead, with the same parameter
+    names in the checkpoint."""
+    audio_validation: ClassVar[type[AudioValidationMixin]] = AudioValidationMixin
+    """The checks of a request's audio."""
     encoder_eager_because: str | None = "compile_mm_encoder is off"
     """Why the encoder is not compiled, in words for the user; None if it is."""
     encoder_survey: Survey | None = None
     """What a survey of the encoder found, if there was one."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        factories = getattr(cls, "_processor_factory", None)  # the stock class's
+        if factories is not None:
+            cls._processor_factory = with_audio_validation(
+                factories, cls.audio_validation
+            )
 
     @contextmanager
     def _mark_tower_model(
@@ -74,14 +78,14 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             with marked:
                 yield
             return
-        with marked, stock_compile_off(vllm_config):
+        reason = _why_not(vllm_config)
+        replaced = self.native_encoders if reason is None else ()
+        with marked, stock_compile_off(vllm_config), BuildOnMeta(replaced):
             yield
-        self.encoder_eager_because = _why_not(vllm_config)
-        if self.encoder_eager_because is not None:
+        self.encoder_eager_because = reason
+        if reason is not None:
             logger.warning_once(
-                "%s: the encoder runs eager: %s.",
-                type(self).__name__,
-                self.encoder_eager_because,
+                "%s: the encoder runs eager: %s.", type(self).__name__, reason
             )
             return
         self._compile_roots(self.encoder_roots(), vllm_config)
@@ -93,18 +97,26 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             if (native := self.native_encoders.get(type(tower))) is not None:
                 config = vllm_config.with_hf_config(tower.config)
                 if hasattr(vllm_config.model_config.hf_config, "quantization_config"):
-                    # The checkpoint is; this tower is not, or stock could not load it.
+                    # The checkpoint is quantised, but stock builds this tower without
+                    # a quant_config, so ours must do the same.
                     config.quant_config = None
                 tower = native(vllm_config=config, prefix=name)
                 self.set_submodule(name, tower)
+            for part in tower.modules():
+                if type(part) in self.native_encoders:  # it is on the meta device
+                    raise RuntimeError(
+                        f"vllm_mmc replaces {type(part).__name__} as a whole tower "
+                        f"only; found it inside of {name}. This vLLM release is not "
+                        "supported: set VLLM_MMC_DISABLE=1"
+                    )
             compile_encoder(tower, self.encoder_regions, vllm_config, budget)
         if not self.encoder_regions:
-            # Of two towers each is marked by itself.
+            # vLLM marks two towers one after the other.
             self.__dict__.setdefault("_to_survey", []).extend(names)
             self.__dict__["_survey_config"] = vllm_config
         if not hasattr(self, "_warm_up_hook"):
-            # vLLM's profile run has encoded the largest items when it first comes
-            # here, and no request has.
+            # The first `forward` is in vLLM's profile run, after it has encoded the
+            # largest items and before any request.
             hook = type(self)._before_first
             self._warm_up_hook = self.register_forward_pre_hook(hook)
 
@@ -116,8 +128,8 @@ class SupportsCompiledEncoder(SupportsMultiModal):
         is_multimodal: torch.Tensor | None,
     ) -> torch.Tensor:
         def embed(ids: torch.Tensor) -> torch.Tensor:
-            # Sharded, vLLM's embedding compiles a kernel of its own, which would be
-            # compiled again for one token. A mark stays on the tensor that gets it.
+            # A sharded embedding compiles a kernel of its own, which would be compiled
+            # again for one token. `detach`: a mark stays on its tensor.
             ids = ids.detach()
             torch._dynamo.decorators.mark_unbacked(ids, 0)
             return embed_input_ids(ids)
@@ -163,7 +175,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             self._compile_roots(self.encoder_roots() or others, vllm_config)
 
     def encoder_roots(self) -> list[str]:
-        """Below which classes are exchanged: what stock has marked as a tower."""
+        """The modules to compile below: those that stock has marked as a tower."""
         return list(self._tower_model_names)
 
     def _before_first(self, _: Any) -> None:
@@ -173,7 +185,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     def warm_up_encoder(self) -> None:
         """Compile, or load, every graph that a request can need."""
-        # None is on another rank, or left out by a limit of 0.
+        # There is none on another pipeline rank, or with a limit of 0 items.
         encoders = [m for m in self.modules() if isinstance(m, CompiledEncoder)]
         with torch.inference_mode(), override_forward_context(None):
             for encoder in encoders:
@@ -184,77 +196,43 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             logger.info("%s, encoder:\n%s", name, table(asdict(counters)))
 
     def run_dummy_encoder(self, encoder: "CompiledEncoder", tokens: int) -> None:
-        """Run one encoder, and the regions behind it, on so many packed tokens."""
+        """Run one encoder, and the regions after it, on this many packed tokens."""
         encoder.run_dummy(tokens)
 
 
 class CompiledEncoder(nn.Module):
-    """A tower whose calls are packed. Put it before the stock class.
+    """A tower whose calls are packed. It goes before the stock class.
+
+    A model adopts the stock tower that vLLM has built; the constructor does not run.
+    The constructor builds the encoder without a model. Its arguments are those of the
+    stock constructor. The configuration is `vllm_config`, or vLLM's current one.
 
     Attributes:
-        encoder_shapes: which graphs its sizes get.
+        encoder_shapes: which size gets which graph.
     """
 
-    encoder_shapes: EncoderShapes
+    encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
+    """Stock class -> our compiled subclass, for the modules of this tower."""
+    encoder_shapes: TokenBuckets
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        vllm_config = kwargs.get("vllm_config") or get_current_vllm_config()
+        with stock_compile_off(vllm_config):
+            super().__init__(*args, **kwargs)
+        compile_encoder(self, self.encoder_regions, vllm_config)
 
     @property
-    def encoder_step(self) -> int:
-        """Every call has a multiple of so many packed tokens."""
+    def token_multiple(self) -> int:
+        """The number of packed tokens of every call is a multiple of this."""
         return 1
 
-    def encoder_tokens(self, embeddings: int) -> int:
-        """The most packed tokens that become so many embeddings, if none is pruned."""
+    def max_packed_tokens(self, embeddings: int) -> int:
+        """The most packed tokens that become this many embeddings, without pruning."""
         return embeddings
 
-    @abstractmethod
     def run_dummy(self, tokens: int) -> torch.Tensor:
-        """Run it once on so many packed tokens, a multiple of the step."""
-
-
-class RefusesBadAudio(BaseProcessingInfo):
-    """What no encoder can hear is an error of the request.
-
-    vLLM lets it through, and a NaN stays in the cache of keys and values: other
-    requests are answered wrongly from then on. Put it before the stock class.
-
-    Audio of another rate than the model's is heard, also where torchaudio, which vLLM
-    resamples with, cannot be installed.
-    """
-
-    @property
-    def least_samples(self) -> int:
-        """What is shorter becomes no embedding."""
-        return 1
-
-    def get_data_parser(self) -> MultiModalDataParser:
-        parser = super().get_data_parser()
-        resampler = parser.audio_resampler
-        if resampler.method == "torchaudio" and find_spec("torchaudio") is None:
-            resampler.method = "soxr"  # of vllm[audio]
-        return parser
-
-    def parse_mm_data(
-        self, mm_data: MultiModalDataDict, *, validate: bool = True
-    ) -> MultiModalDataItems:
-        items = super().parse_mm_data(mm_data, validate=validate)
-        audios = items.get("audio")
-        if isinstance(audios, AudioProcessorItems):
-            for index in range(len(audios)):
-                samples = audios.get(index)
-                if samples is None:  # known from an earlier request
-                    continue
-                if len(samples) < self.least_samples:
-                    raise ValueError(
-                        f"audio {index} must have at least {self.least_samples} "
-                        f"samples, at the model's rate; found {len(samples)}"
-                    )
-                if not np.isfinite(samples).all():
-                    raise ValueError(
-                        f"audio {index} must be finite samples, usually from -1 to 1; "
-                        f"found {np.count_nonzero(~np.isfinite(samples))} that are "
-                        f"NaN or infinite, of {np.size(samples)}"
-                    )
-        return items
+        """Run the encoder once on this many packed tokens, a multiple of the step."""
+        raise NotImplementedError
 
 
 def compile_encoder(
@@ -280,9 +258,9 @@ def compile_encoder(
     settings = Settings.resolve(vllm_config.additional_config)
     for module in root.modules():
         if isinstance(module, CompiledEncoder):
-            limit = module.encoder_tokens(budget) if budget else None
-            module.encoder_shapes = EncoderShapes(
-                settings, limit or None, module.encoder_step, type(module).__name__
+            limit = module.max_packed_tokens(budget) if budget else None
+            module.encoder_shapes = TokenBuckets(
+                settings, limit or None, module.token_multiple, type(module).__name__
             )
 
 
