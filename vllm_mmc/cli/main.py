@@ -3,7 +3,10 @@
 """The `vllm-mmc` command."""
 
 import argparse
+import ast
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 from vllm_mmc import __version__
 from vllm_mmc.catalog import CATALOG, EAGER, surveyed
@@ -29,16 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    import vllm
-    from vllm.model_executor.models import registry
-
     _print_table(
         ("architecture", "regions", "stock vLLM compiles"),
         [(e.architecture, ", ".join(e.regions), e.stock) for e in CATALOG],
     )
-    others = surveyed(
-        registry._MULTIMODAL_MODELS, registry._VLLM_MODELS, vllm.__version__
-    )
+    tables = _registry_tables()
+    known = {name for table in tables.values() for name in table}
+    others = surveyed(tables.get("_MULTIMODAL_MODELS", ()), known, "")
     print()
     _print_table(
         ("architecture", "how"),
@@ -48,6 +48,21 @@ def run_list(args: argparse.Namespace) -> int:
         ],
     )
     return 0
+
+
+def _registry_tables() -> dict[str, list[str]]:
+    """The names in each table of vLLM's registry, read without importing vLLM."""
+    vllm = find_spec("vllm")
+    if vllm is None or vllm.origin is None:
+        return {}
+    file = Path(vllm.origin).with_name("model_executor") / "models/registry.py"
+    return {
+        target.id: [str(key.value) for key in keys if isinstance(key, ast.Constant)]
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+        for target, keys in [(node.targets[0], node.value.keys)]
+        if isinstance(target, ast.Name)
+    }
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
