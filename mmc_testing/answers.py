@@ -151,4 +151,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # The engine's own processes import the functions they are sent.
+    from mmc_testing import answers
+
+    answers.main()

@@ -16,7 +16,7 @@ from mmc_testing.answers import Findings, ask
 from mmc_testing.recipes import RECIPES
 
 QUICK = "llava_siglip"
-"""The one of `make test`; the others are two minutes each."""
+"""The one of `make test`; the others take a minute or two each."""
 STOCK = {"VLLM_PLUGINS": ""}
 OURS = {"VLLM_PLUGINS": "mmc", "VLLM_LOGGING_LEVEL": "INFO"}
 # With the operators of the compiled text model: with those that vLLM has for eager the
@@ -64,9 +64,10 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Engines:
 def assert_same_answers(ours: Findings, stock: Findings, dtype: str) -> None:
     assert ours.tokens == stock.tokens
     # Sums of eight logarithms. The graphs add in another order: in float32 that moves a
-    # sum by some 5e-6, and a wrong picture by 1e-1. In bfloat16 a logit between 4 and 8
-    # is a multiple of 2**-5, and one of each eight can be the next multiple.
-    tolerance = {"float32": 1e-4, "bfloat16": 8 * 2**-5}[dtype]
+    # sum by 2e-6 to 8e-5 (Gemma 4), and another picture or operator by 1e-1 and more.
+    # In bfloat16 a logit between 4 and 8 is a multiple of 2**-5, and one of each eight
+    # can be the next multiple.
+    tolerance = {"float32": 2e-4, "bfloat16": 8 * 2**-5}[dtype]
     assert ours.logprobs == pytest.approx(stock.logprobs, rel=0, abs=tolerance)
 
 

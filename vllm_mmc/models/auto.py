@@ -46,6 +46,16 @@ class AutoCompiledEncoder(SupportsCompiledEncoder):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.mark_unmarked_encoder(vllm_config)
 
+    def _decorate_cls_for_torch_compile(
+        self, *args: Any, is_encoder: bool, **kwargs: Any
+    ) -> None:
+        # vLLM's Transformers backend would compile the encoder as a whole, and raises
+        # where it cannot tell which dimensions vary.
+        if not is_encoder:
+            super()._decorate_cls_for_torch_compile(
+                *args, is_encoder=is_encoder, **kwargs
+            )
+
 
 class _Module(nn.Module):
     """The first base: instances lie in memory as the stock class's do, which can so be
