@@ -313,13 +313,13 @@ class SharedGraph:
                     vllm_config.compilation_config,
                 ),
             )
-        if isinstance(found, store.Made):
-            graph: Graph = found.value
-            return graph
-        counters.load_seconds += found.seconds
-        counters.artifact_loads += 1
-        self._captured |= found.captured_globals
-        return graph_of(found.function)
+            if isinstance(found, store.Made):
+                graph: Graph = found.value
+                return graph
+            counters.load_seconds += found.seconds
+            counters.artifact_loads += 1
+            self._captured |= found.captured_globals
+            return graph_of(found.function)
 
     def _compile_timed(
         self, module: nn.Module, arguments: Arguments, vllm_config: VllmConfig
