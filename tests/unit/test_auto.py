@@ -42,7 +42,8 @@ def test_it_is_the_stock_class_with_our_methods_before(architecture: str) -> Non
     stock, ours = auto.stock_class(architecture), compiled(architecture)
     assert issubclass(ours, stock)
     assert ours is not stock
-    assert ours.__mro__[1:3] == (auto.AutoCompiledEncoder, auto.SupportsCompiledEncoder)
+    ours_first = auto._Module, auto.AutoCompiledEncoder, auto.SupportsCompiledEncoder
+    assert ours.__mro__[1:4] == ours_first
     assert ours.__name__ == stock.__name__  # vLLM's drafters compare it
 
 
@@ -85,8 +86,14 @@ def test_other_names_are_no_attributes(name: str) -> None:
 
 @every_architecture
 def test_the_processor_is_the_stock_one(architecture: str) -> None:
-    factory = auto.stock_class(architecture)._processor_factory  # type: ignore[attr-defined]
-    assert compiled(architecture)._processor_factory is factory
+    """But for what parses the request, which refuses audio that is not finite."""
+    factory = auto.stock_class(architecture)._processor_factory
+    ours = compiled(architecture)._processor_factory
+    assert (ours.processor, ours.dummy_inputs) == (
+        factory.processor,
+        factory.dummy_inputs,
+    )
+    assert issubclass(ours.info, factory.info)
 
 
 @every_architecture

@@ -56,6 +56,7 @@ def test_names_of_the_variables() -> None:
         "VLLM_MMC_COMPILE_SIZES",
         "VLLM_MMC_COMPILE_RANGES",
         "VLLM_MMC_MAX_GRAPHS",
+        "VLLM_MMC_COMPILE_SECONDS",
         "VLLM_MMC_LOG_SHAPES_INTERVAL",
     }
 

@@ -8,7 +8,6 @@ from it at run time, so one function serves every module of equal structure.
 
 import functools
 import re
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -429,7 +428,6 @@ def _seconds_of_backend() -> float:
 
 
 _structures: dict[tuple[Any, ...], SharedGraph] = {}
-_structures_lock = threading.Lock()
 
 
 def shared_graph(
@@ -442,7 +440,8 @@ def shared_graph(
     """
     structure = structure_of(module, ignored=spec.identity_attrs)
     key = (spec.name, structure.digest, environment_digest(vllm_config))
-    with _structures_lock:
+    # While a graph is compiled, globals that it captured may have other values.
+    with compiler.LOCK:
         found = _structures.get(key)
         if found is not None and found.accepts_followers():
             counters.followers += 1
