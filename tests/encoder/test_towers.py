@@ -32,8 +32,27 @@ def vllm_config() -> Iterator[VllmConfig]:
 BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 
+# Ten seconds and more each: conformers whose graphs depend on remainders of lengths,
+# and windows of pictures of any height and width.
+HEAVY = {
+    "cohere_asr",
+    "deepencoder_sam",
+    "deepencoder2_resampler",
+    "fireredasr2",
+    "gemma3n_audio",
+    "gemma4_audio",
+    "granite_speech",
+    "granite_speech_plus",
+    "parakeet",
+}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ())
+    for name in TOWERS
+]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_surveyed_and_compiled_it_equals_eager(
     name: str,
     backend: str,
