@@ -273,6 +273,25 @@ def test_a_graph_that_raises_where_eager_does_not_is_not_used_again() -> None:
             assert torch.equal(optional(given), optional.forward(given))
 
 
+def test_a_graph_that_raises_when_it_is_compared_is_not_used_again(
+    vllm_config: VllmConfig,
+) -> None:
+    vllm_config.additional_config = {"vllm_mmc": {"parity_check": "first"}}
+
+    def broken(*_: Any) -> Any:
+        def run(*_: Any) -> Any:
+            raise AssertionError("expected stride 1, got 300")
+
+        return compiler.Graph(lambda f_locals: True, run), None
+
+    with (
+        mock.patch.object(shared_graph.SharedGraph, "_compile", broken),
+        counters.expect(rescues=1, parity_failures=0),
+    ):
+        optional, given = Optional(), x(4)
+        assert torch.equal(optional(given), optional.forward(given))
+
+
 def test_an_error_of_the_caller_leaves_the_graph() -> None:
     equal = Alias()
     with counters.expect(graphs=1, rescues=0):

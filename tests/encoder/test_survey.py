@@ -249,6 +249,22 @@ def test_a_graph_that_reads_its_index_is_not_shared(vllm_config: VllmConfig) -> 
         check(tower, [(x(4, 7),), (x(2, 3),)])
 
 
+class LateReader(Layered):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.act(x)
+        return y + self.layer_idx if x.shape[1] > 20 else y
+
+
+def test_a_later_graph_that_reads_its_index_is_not_shared(
+    vllm_config: VllmConfig,
+) -> None:
+    """When the second graph is made, followers share the first."""
+    tower = Tower(LateReader)
+    compiled(tower, vllm_config)
+    with counters.expect(structures=1, followers=2, graphs=4):
+        check(tower, [(x(4, 7),), (x(2, 21),), (x(3, 30),)])
+
+
 # ---------------------------------------------------------------- what is refused
 
 

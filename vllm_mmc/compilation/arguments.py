@@ -79,7 +79,7 @@ class Signature:
     ) -> None:
         self._signature = inspect.signature(function, follow_wrapped=follow_wrapped)
         parameters = list(self._signature.parameters.values())
-        self._self = parameters[0].name
+        self.self_name = parameters[0].name
         self.names = tuple(p.name for p in parameters[1:])
         """The arguments, without self."""
         self._variadic = any(
@@ -100,14 +100,14 @@ class Signature:
             **self._defaults,
             **dict(zip(self.names, args, strict=False)),
             **kwargs,
-            self._self: module,
+            self.self_name: module,
         }
 
     def given(self, arguments: Arguments) -> dict[str, Any]:
         """Name -> value of the arguments that the caller gave."""
         args, kwargs = arguments
         bound = self._signature.bind(None, *args, **kwargs).arguments
-        bound.pop(self._self)
+        bound.pop(self.self_name)
         return bound
 
     def map_leaves(

@@ -243,6 +243,8 @@ class SharedGraph:
                 self._fall_back(error)
                 self._failed.add(failure_key)
                 return None
+            if not self.shareable:
+                graph = _only_for(module, frame, graph)
             graphs.append(graph)
             self._made[span] = number + 1
             if (run := self._known(frame, module, arguments, span)) is not None:
@@ -401,7 +403,15 @@ class SharedGraph:
         self._compared.add(key)
         counters.parity_checks += 1
         eager = self.spec.forward(module)
-        output, expected, difference = parity.compare(run, eager, module, arguments)
+        try:
+            output, expected, difference = parity.compare(run, eager, module, arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            args, kwargs = arguments
+            expected = eager(*args, **kwargs)  # or it is the caller's error
+            self._drop(run, error, arguments, span)
+            return expected
         if difference is None:
             return output
         counters.parity_failures += self.eager is None
@@ -416,6 +426,15 @@ class SharedGraph:
 _MODE_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 for _key in ("AutogradCPU", "AutogradCUDA", "AutogradXPU", "AutogradOther"):
     _MODE_KEYS = _MODE_KEYS.add(getattr(torch._C.DispatchKey, _key))
+
+
+def _only_for(module: nn.Module, frame: Signature, graph: Graph) -> Graph:
+    """A graph that reads the name of its module: followers may have joined already."""
+
+    def accepts(f_locals: dict[str, Any]) -> bool:
+        return f_locals[frame.self_name] is module and graph.accepts(f_locals)
+
+    return Graph(accepts, graph.run)
 
 
 def _none() -> None:

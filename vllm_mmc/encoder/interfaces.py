@@ -148,9 +148,10 @@ class SupportsCompiledEncoder(SupportsMultiModal):
         if not names or not get_pp_group().is_first_rank:
             return
         try:
-            self.encoder_survey = compile_by_survey(
-                self, names, super().embed_multimodal, self._survey_config
-            )
+            with override_forward_context(None):
+                self.encoder_survey = compile_by_survey(
+                    self, names, super().embed_multimodal, self._survey_config
+                )
         except Exception as error:
             self.encoder_eager_because = f"its survey failed: {error!r}"
             logger.warning(

@@ -124,6 +124,7 @@ def _file(towers: nn.Module, vllm_config: VllmConfig) -> Path:
         "environment": cache.environment_digest(vllm_config),
         "modules": repr(described),
         "sizes": repr(dummy_inputs.OPTIONS),
+        "survey": cache.sha256(Path(survey.__code__.co_filename).read_bytes()),
     }
     return cache.root().with_name("vllm_mmc_surveys") / f"{cache.key_of(factors)}.json"
 
