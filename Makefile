@@ -14,7 +14,7 @@ SPEECH := pyannote-audio==3.4.0
 stop = { echo 'setup: $(1)' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines test-rest test-slow record lint docs bench clean
+.PHONY: help setup demo check test test-engines test-rest test-slow record lint docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,11 @@ setup: $(READY) ## prepare .venv: vLLM for CPU, this package, the tools
 demo: $(READY) ## stock against compiled, on this machine: pictures, then speech
 	$(BIN)/vllm-mmc demo
 	$(BIN)/vllm-mmc demo --model whisper
+
+FAMILY := minicpmo
+
+check: $(READY) ## while you write, in two minutes: no engine, one family
+	$(BIN)/pytest tests/unit tests/models/test_$(FAMILY).py
 
 test: $(READY) ## the tests: engines and servers beside all others
 	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-engines test-rest
