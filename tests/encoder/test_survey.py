@@ -300,6 +300,18 @@ class Single(nn.Module):
         return [self.blocks[0](*args)]
 
 
+class Cache:
+    """Keeps what it has seen, as transformers' caches of keys and values do."""
+
+    total = 0
+
+
+class Caching(Block):
+    def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
+        cache.total += x.shape[0]
+        return self.act(x) * cache.total
+
+
 REFUSED: dict[str, tuple[nn.Module, Sequence[tuple[Any, ...]], str]] = {
     "attributes": (Tower(lambda _: Mutates()), SIZES, "changes the module's own"),
     "list": (
@@ -311,6 +323,11 @@ REFUSED: dict[str, tuple[nn.Module, Sequence[tuple[Any, ...]], str]] = {
         Single(Listed()),
         [(x(2), [1]), (x(3), [2]), (x(4), [3])],
         r"grids\[0\] is a number that varies",
+    ),
+    "an object": (
+        Tower(lambda _: Caching()),
+        [(x(2), Cache()), (x(3), Cache()), (x(4), Cache())],
+        "cache is a Cache, which a call may change",
     ),
     "convolution": (Single(Stem()), SIZES, "a convolution"),
 }

@@ -458,9 +458,10 @@ def shared_graph(
     share them too.
     """
     structure = structure_of(module, ignored=spec.identity_attrs)
-    key = (spec.name, structure.digest, environment_digest(vllm_config))
-    # While a graph is compiled, globals that it captured may have other values.
+    # While a graph is compiled, configurations that are part of the key, and globals
+    # that the graph captured, may have other values.
     with compiler.LOCK:
+        key = (spec.name, structure.digest, environment_digest(vllm_config))
         found = _structures.get(key)
         if found is not None and found.accepts_followers():
             counters.followers += 1

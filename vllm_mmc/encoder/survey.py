@@ -7,6 +7,7 @@ is a single module beside the blocks (a projector, a merger). Each region is cal
 inputs of several sizes; what differs between the calls varies.
 """
 
+import enum
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -147,6 +148,8 @@ class _Candidate:
             return "forward is never called"
         if [self._digest(m) for m in self.modules.values()] != self.digests:
             return "a call changes the module's own attributes"
+        if opaque := self._opaque():
+            return f"{opaque}, which a call may change"
         if self.collects:
             return "transformers collects hidden states or attention weights inside"
         if len(self.modules) > 1:
@@ -165,6 +168,14 @@ class _Candidate:
             is_number = any(isinstance(v, tuple) and v[0] is int for v in values)
             if is_number and len(values) > 1 and path not in self.signature.names:
                 return f"{path} is a number that varies"
+        return None
+
+    def _opaque(self) -> str | None:
+        """An argument whose parts a survey cannot see, in words."""
+        for record in self.records:
+            for path, value in record.items():
+                if isinstance(value, type) and not issubclass(value, _FIXED):
+                    return f"{path} is a {value.__name__}"
         return None
 
     def region(self) -> SurveyedRegion:
@@ -229,6 +240,8 @@ class _SeenTensor:
 
 
 _DENSE = {"contiguous", "permuted"}
+_FIXED = (torch.Size, enum.Enum, slice)
+"""Leaves that no call changes."""
 
 
 def _seen(leaf: Any) -> Any:
