@@ -37,7 +37,6 @@ BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
 HEAVY = {
     "cohere_asr",
     "deepencoder_sam",
-    "deepencoder2_resampler",
     "fireredasr2",
     "gemma3n_audio",
     "gemma4_audio",

@@ -376,14 +376,14 @@ def deepclip(vllm_config: VllmConfig) -> nn.Module:
             (4, 12),
         ],
     ),
-    {"Qwen2DecoderLayer": 3},
-    graphs=24,
+    {},
+    graphs=0,
 )
 def deepencoder2_resampler(vllm_config: VllmConfig) -> nn.Module:
     """DeepSeek-OCR2's: a Qwen2 whose 144 or 256 queries follow the patches.
 
     Every call gives its layers a new key-value cache, in which each has a place of its
-    own: no layer shares another's graph, and no graph outlives its call.
+    own and which the call fills: a survey refuses the layers.
     """
     from vllm.model_executor.models.deepencoder2 import build_qwen2_decoder_as_encoder
 
