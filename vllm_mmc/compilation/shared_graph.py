@@ -224,7 +224,7 @@ class SharedGraph:
         span: buckets.Range | None,
     ) -> CompiledFn | None:
         """Load or compile a graph for `arguments`; None if the call runs eager."""
-        failure_key = self._failure_key(arguments, span, signature)
+        failure_key = self._failure_key(arguments, span)
         if self.eager is not None or failure_key in self._failed:
             return None
         compiler.check_marks(self.spec, signature, arguments)
@@ -256,17 +256,11 @@ class SharedGraph:
         logger.warning_once("%s: %s.", self.spec.name, self.failure)
         return None
 
-    def _failure_key(
-        self,
-        arguments: Arguments,
-        span: buckets.Range | None,
-        signature: Signature | None = None,
-    ) -> Any:
-        signature = signature or self._signature
-        assert signature is not None
+    def _failure_key(self, arguments: Arguments, span: buckets.Range | None) -> Any:
+        assert self._signature is not None  # since the first call
         kinds = tuple(
             (name, kind(value, name, self.spec.varying))
-            for name, value in signature.given(arguments).items()
+            for name, value in self._signature.given(arguments).items()
         )
         return span, kinds
 
