@@ -51,6 +51,9 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
     """Stock class -> our compiled subclass. An encoder without any is surveyed."""
+    encoder_rewrites: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
+    """Stock class -> our subclass with other arithmetic and the same results, for
+    modules of an encoder that is surveyed."""
     native_encoders: ClassVar[Mapping[type[nn.Module], type["CompiledEncoder"]]] = {}
     """Hugging Face's encoder -> our encoder, built instead, with the same parameter
     names in the checkpoint."""
@@ -109,7 +112,8 @@ class SupportsCompiledEncoder(SupportsMultiModal):
                         f"only; found it inside of {name}. This vLLM release is not "
                         "supported: set VLLM_MMC_DISABLE=1"
                     )
-            compile_encoder(tower, self.encoder_regions, vllm_config, budget)
+            exchanged = {**self.encoder_rewrites, **self.encoder_regions}
+            compile_encoder(tower, exchanged, vllm_config, budget)
         if not self.encoder_regions:
             # vLLM marks two towers one after the other.
             self.__dict__.setdefault("_to_survey", []).extend(names)
