@@ -38,8 +38,8 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from tests.encoder.tower import prepare, tower_config
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters
-from vllm_mmc.encoder.interfaces import compile_encoder
-from vllm_mmc.encoder.model import install
+from vllm_mmc.encoder.install import EncoderPlan, install
+from vllm_mmc.encoder.model import attach_regions
 from vllm_mmc.encoder.survey import survey
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -186,14 +186,14 @@ def measure(
     with set_default_torch_dtype(dtype):
         stock = prepare(build(layers))
         ours = build(layers)
-        compile_encoder(ours, {}, config)
+        ours = install(ours, EncoderPlan(), config)
         prepare(ours)
     batches = {label: make(spec, dtype) for label, spec in sizes.items()}
     # Also one size more, without which a survey finds nothing that varies.
     calls = [partial(ours, *args, **kwargs) for args, kwargs in batches.values()]
     before = counters.graphs, counters.compile_seconds
     found = survey(ours, calls)
-    install(ours, found, config)
+    attach_regions(ours, found, config)
     for call in calls:
         call()
     results = []

@@ -92,7 +92,8 @@ def ask(
 
 def _of_model(model: Any) -> tuple[str, str | None, dict[str, int], dict[str, str]]:
     name = f"{type(model).__module__}:{type(model).__qualname__}"
-    survey = getattr(model, "encoder_survey", None)
+    report = getattr(model, "encoder_report", None)
+    survey = report.survey if report else None
     regions: dict[str, int] = {}
     for region in survey.regions if survey else ():
         count = regions.get(region.spec.name, 0)

@@ -182,11 +182,11 @@ NO_TOWER: Mapping[str, str] = dict.fromkeys(
 """Architecture that is surveyed -> why no tower test stands for it."""
 
 REMARKS: Mapping[str, str] = {
-    "ClefOmniForJointSchema": "its vision tower stays eager",
+    "ClefOmniForJointSchema": "its vision tower is surveyed",
     "DeepseekV4ForConditionalGeneration": (
         "vLLM's class for CPU is a stub that raises NotImplementedError"
     ),
-    "MiniCPMO": "its vision tower stays eager",
+    "MiniCPMO": "its vision tower is surveyed",
     "MiniCPMV": "version 2.0 has a tower of timm's, which is not installed here",
     "MiniCPMV4_6ForConditionalGeneration": (
         "the attention that merges windows between two blocks has no tower test"
@@ -194,7 +194,7 @@ REMARKS: Mapping[str, str] = {
     "MiniCPMV4_7ForConditionalGeneration": (
         "the attention that merges windows between two blocks has no tower test"
     ),
-    "Qwen3OmniMoeForConditionalGeneration": "its vision tower stays eager",
+    "Qwen3OmniMoeForConditionalGeneration": "its vision tower is surveyed",
 }
 """Architecture -> what of its encoder is not compiled, or not tested."""
 

@@ -16,10 +16,8 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from mmc_testing.logs import warnings_of
 from vllm_mmc.attention import cpu_kernel, mm_encoder_attention
-from vllm_mmc.attention.mm_encoder_attention import (
-    MMEncoderAttention,
-    use_our_attention,
-)
+from vllm_mmc.attention.mm_encoder_attention import MMEncoderAttention
+from vllm_mmc.encoder.install import EncoderPlan, install
 
 HEADS, KV_HEADS, SIZE = 4, 2, 72
 LENGTHS = [30, 0, 64, 1, 5]
@@ -27,7 +25,8 @@ LENGTHS = [30, 0, 64, 1, 5]
 
 @pytest.fixture(autouse=True)
 def vllm_config() -> Iterator[VllmConfig]:
-    with set_current_vllm_config(VllmConfig()) as config:
+    config = VllmConfig()
+    with set_current_vllm_config(config):
         yield config
 
 
@@ -92,7 +91,7 @@ def test_the_host_side_is_that_of_vllm(backend: AttentionBackendEnum) -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_in_the_place_of_vllms() -> None:
+def test_in_the_place_of_vllms(vllm_config: VllmConfig) -> None:
     """Those of one model; no other, no subclass, nothing else of them."""
 
     class Mine(stock.MMEncoderAttention):
@@ -101,7 +100,7 @@ def test_in_the_place_of_vllms() -> None:
     model = nn.ModuleDict({"a": make(stock.MMEncoderAttention), "b": make(Mine)})
     other = make(stock.MMEncoderAttention)
     before = dict(vars(model["a"]))
-    use_our_attention(model)
+    install(model, EncoderPlan(), vllm_config)
     assert [type(x) for x in model.values()] == [MMEncoderAttention, Mine]
     assert (
         type(other) is type(make(stock.MMEncoderAttention)) is stock.MMEncoderAttention

@@ -27,7 +27,6 @@ from vllm_mmc.compilation import shared_graph
 from vllm_mmc.compilation.compiler import Graph
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import (
-    adopt,
     ignore_torch_compile,
     should_torch_compile_mm_encoder,
     support_torch_compile,
@@ -309,29 +308,6 @@ def test_a_parent_that_vllm_compiles_is_compiled_once_and_by_us(
 
     with compilation_counter.expect(num_models_seen=1), counters.expect(graphs=1):
         check(CompiledChild(scale=53.0), torch.randn(4, HIDDEN))
-
-
-# ---------------------------------------------------------------- adoption
-
-
-def test_adoption_changes_classes_and_nothing_else(vllm_config: VllmConfig) -> None:
-    root = nn.Sequential(Stock(scale=59.0), nn.ModuleList([Stock(scale=59.0)]))
-    parameters = dict(root.named_parameters())
-    adopt(root, {Stock: CompiledRegion}, vllm_config)
-    assert all(p is parameters[n] for n, p in root.named_parameters())
-    assert type(root[0]) is type(root[1][0]) is CompiledRegion
-    with counters.expect(structures=1, followers=1, graphs=1):
-        for region in (root[0], root[1][0]):
-            check(region, torch.randn(4, HIDDEN))
-
-
-def test_adoption_takes_exact_types_only(vllm_config: VllmConfig) -> None:
-    class Variant(Stock):
-        pass
-
-    root = nn.Sequential(Variant())
-    adopt(root, {Stock: CompiledRegion}, vllm_config)
-    assert type(root[0]) is Variant
 
 
 # ---------------------------------------------------------------- errors

@@ -14,7 +14,8 @@ from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 
 from mmc_testing.engine import vllm_compile_on_cpu
 from vllm_mmc.compilation.counters import counters
-from vllm_mmc.compilation.decorators import adopt, support_torch_compile
+from vllm_mmc.compilation.decorators import support_torch_compile
+from vllm_mmc.encoder.install import EncoderPlan, install
 from vllm_mmc.settings import Settings
 from vllm_mmc.sizes.buckets import TokenBuckets, TokenRange, encoder_forward
 
@@ -83,7 +84,7 @@ def encoder(request: pytest.FixtureRequest) -> Iterator[MakeEncoder]:
             with set_current_vllm_config(config):
                 made = Encoder(scale)
                 regions = {Region: CompiledRegion, Merger: CompiledMerger}
-                adopt(made, regions, config)
+                install(made, EncoderPlan(classes=regions), config)
                 resolved = Settings.resolve(config.additional_config)
                 made.encoder_shapes = TokenBuckets(resolved, limit, STEP)
             return made

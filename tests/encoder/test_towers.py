@@ -19,7 +19,7 @@ from tests.encoder.towers import TOWERS, run, tower_config
 from vllm_mmc.compilation import shared_graph
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters
-from vllm_mmc.encoder.model import install
+from vllm_mmc.encoder.model import attach_regions
 from vllm_mmc.encoder.survey import Survey, survey
 
 
@@ -72,7 +72,7 @@ def test_surveyed_and_compiled_it_equals_eager(
             instances[region.spec.name] += len(region.paths)
     assert instances == tower.blocks
 
-    install(module, found, vllm_config)
+    attach_regions(module, found, vllm_config)
     graphs = counters.graphs
     with mock.patch.dict(shared_graph._structures, clear=True):
         for call, outputs in zip(calls, expected, strict=True):

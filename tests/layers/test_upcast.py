@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from vllm.config import VllmConfig
 from vllm.model_executor.layers.linear import (
     LinearBase,
     ReplicatedLinear,
@@ -19,6 +20,7 @@ from vllm.platforms import current_platform
 
 from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import load_model, tower_context
+from vllm_mmc.encoder.install import EncoderPlan, install
 from vllm_mmc.layers import upcast
 from vllm_mmc.layers.activation import gelu_
 
@@ -36,6 +38,10 @@ def no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
 def context(whisper: Path) -> Iterator[None]:
     with tower_context(whisper, dtype="bfloat16", **ENGINE):
         yield
+
+
+def installed(root: nn.Module) -> nn.Module:
+    return install(root, EncoderPlan(), VllmConfig())
 
 
 def test_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +90,7 @@ def test_linear(dtype: torch.dtype, bias: bool) -> None:
     for parameter in layer.parameters():
         parameter.data.normal_(generator=generator)
     weight = layer.weight.data.double()
-    upcast.use_upcast(nn.Sequential(layer))
+    installed(nn.Sequential(layer))
     layer.quant_method.process_weights_after_loading(layer)
     x = torch.randn(7, 96, generator=generator).to(dtype)
     found, _ = layer(x)
@@ -107,7 +113,7 @@ def test_convolution(
     layer = convolution.to(dtype)
     x = torch.randn(shape, generator=torch.manual_seed(0)).to(dtype)
     root = nn.Sequential(layer)
-    upcast.use_upcast(root)
+    installed(root)
     found = root(x)
     assert layer.weight.dtype == dtype
     assert_rounded_once(found, root.double()(x.double()), dtype)
@@ -134,7 +140,7 @@ def test_between_two_products_nothing_is_rounded() -> None:
         layer.weight.data.normal_(std=0.2)
         layer.bias.data.normal_()
     weights = [(x.weight.data.float(), x.bias.data.float()) for x in (first, second)]
-    upcast.use_upcast(nn.Sequential(first, second))
+    installed(nn.Sequential(first, second))
     for layer in (first, second):
         layer.quant_method.process_weights_after_loading(layer)
 
@@ -159,8 +165,8 @@ def test_quantised_layers_and_subclasses_stay() -> None:
         pass
 
     layer = ReplicatedLinear(8, 8, params_dtype=torch.bfloat16, disable_tp=True)
-    layer.quant_method.__class__ = Quantised
+    layer.quant_method = Quantised()
     own = OwnConv(4, 4, 3).bfloat16()
-    upcast.use_upcast(nn.Sequential(layer, own))
-    assert type(layer.quant_method) is Quantised
-    assert type(own) is OwnConv
+    root = installed(nn.Sequential(layer, own))
+    assert type(root[0].quant_method) is Quantised
+    assert type(root[1]) is OwnConv

@@ -39,7 +39,7 @@ from vllm_mmc.models.audioflamingo3 import CompiledAudioFlamingo3Encoder
 from vllm_mmc.models.kimi_audio import CompiledKimiAudioWhisperEncoder
 from vllm_mmc.models.minicpmo import CompiledMiniCPMWhisperEncoder
 from vllm_mmc.models.moss_transcribe_diarize import (
-    CompiledMossTranscribeDiarizeWhisperEncoder,
+    CompiledMossWhisperEncoder,
 )
 from vllm_mmc.models.qwen2_5_omni import CompiledQwen2_5OmniAudioEncoder
 from vllm_mmc.models.qwen2_audio import CompiledQwen2AudioEncoder
@@ -264,7 +264,7 @@ class Moss(Audio):
     batches = (*BATCHES, (45.0, 3.0))
 
     def alone(self, config: VllmConfig) -> CompiledEncoder:
-        return CompiledMossTranscribeDiarizeWhisperEncoder(vllm_config=config)
+        return CompiledMossWhisperEncoder(vllm_config=config)
 
     def encode(self, encoder: Any, x: Inputs) -> torch.Tensor:
         return encoder(x["input_features"], x["audio_feature_lengths"])[0]

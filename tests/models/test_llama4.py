@@ -17,7 +17,7 @@ from mmc_testing.engine import load_model, stock_class, tower_context
 from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.models.llama4 import (
-    ENCODER_REGIONS,
+    CLASSES,
     CompiledLlama4ForConditionalGeneration,
     CompiledLlama4VisionModel,
 )
@@ -131,7 +131,7 @@ def test_off_by_default_and_then_exactly_stock(
     with tower_context(llama4) as vllm_config:
         model = load_model(vllm_config)
         assert type(model) is CompiledLlama4ForConditionalGeneration
-        assert not {type(m) for m in model.modules()} & set(ENCODER_REGIONS.values())
+        assert not {type(m) for m in model.modules()} & set(CLASSES.values())
         with counters.expect(structures=0, graphs=0), torch.inference_mode():
             ours = model.encode_image_chunks(
                 images(5, torch.float32).repeat(2, 1, 1, 1), use_data_parallel=False

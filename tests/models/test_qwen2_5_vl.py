@@ -17,7 +17,7 @@ from mmc_testing.engine import load_model, stock_class, tower_context
 from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.models.qwen2_5_vl import (
-    ENCODER_REGIONS,
+    CLASSES,
     CompiledQwen2_5_VLForConditionalGeneration,
 )
 
@@ -124,7 +124,7 @@ def test_off_by_default_and_then_exactly_stock(
     with tower_context(qwen2_5_vl) as vllm_config:
         model = load_model(vllm_config)
         assert type(model) is CompiledQwen2_5_VLForConditionalGeneration
-        assert not {type(m) for m in model.modules()} & set(ENCODER_REGIONS.values())
+        assert not {type(m) for m in model.modules()} & set(CLASSES.values())
         with counters.expect(structures=0, graphs=0):
             ours = run(model.visual, torch.float32)
     for name, expected in stock(torch.float32).items():

@@ -41,9 +41,10 @@ def test_our_class_is_the_stock_class_under_a_name_of_its_own(
 
 @every_entry
 def test_regions_are_what_the_model_compiles(entry: CatalogEntry) -> None:
-    from vllm_mmc.compilation.decorators import _own_spec
+    from vllm_mmc.compilation.decorators import is_compiled_class
 
-    compiled = [c for c in our_class(entry).encoder_regions.values() if _own_spec(c)]
+    classes = our_class(entry).encoder_plan.classes.values()
+    compiled = [c for c in classes if is_compiled_class(c)]
     assert len(compiled) == len(set(entry.regions)) > 0
 
 

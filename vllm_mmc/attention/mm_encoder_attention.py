@@ -36,9 +36,12 @@ class MMEncoderAttention(stock.MMEncoderAttention):
         prefix: str = "",
     ) -> None:
         super().__init__(num_heads, head_size, scale, num_kv_heads, prefix)
-        self._choose()
+        self.choose_backend()
 
-    def _choose(self) -> None:
+    def choose_backend(self) -> None:
+        """Take the backend of this platform and of vLLM's current configuration."""
+        # vLLM's constructor bound the method of the class that it was called for.
+        self._forward_method = self.dispatch_forward(compile_native=False)
         self.cpu_op = "batched_sdpa"
         if not current_platform.is_cpu():
             return
@@ -132,17 +135,9 @@ class MMEncoderAttention(stock.MMEncoderAttention):
         return self.view_qkv_to_4d(query, key, value, batch, seq, key.shape[1])
 
 
-def use_our_attention(root: nn.Module) -> None:
-    """Make each of vLLM's attention layers below `root` one of ours, in place.
+def attention_for(module: nn.Module) -> type[MMEncoderAttention] | None:
+    """The class for one of vLLM's attention layers; None for any other module.
 
-    Other layers of the process do not change. Subclasses of vLLM's layer do not change
-    either, unless they are subclasses of ours already. Call this while vLLM builds the
-    model, because the current configuration decides.
+    Subclasses of vLLM's layer do not change.
     """
-    for module in root.modules():
-        if type(module) is stock.MMEncoderAttention:
-            module.__class__ = MMEncoderAttention
-        if isinstance(module, MMEncoderAttention):
-            module._choose()
-            # Bound when it was built, see CustomOp.__init__.
-            module._forward_method = module.dispatch_forward(compile_native=False)
+    return MMEncoderAttention if type(module) is stock.MMEncoderAttention else None

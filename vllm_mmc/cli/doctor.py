@@ -63,5 +63,7 @@ def diagnosis(report: EncoderReport) -> list[str]:
         f"  {name}: eager, as the survey says: {why}"
         for name, why in report.never_compiled.items()
     ]
+    if report.changes:
+        rows += ["In the encoder:", *(f"  {change}" for change in report.changes)]
     numbers = table(report.counters)
     return [report.model, f"The encoder {state}:", *rows, numbers]

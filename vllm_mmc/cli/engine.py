@@ -22,6 +22,7 @@ class EncoderReport:
         structures: Region and, if it runs eager after all, why.
         counters: See `vllm_mmc.compilation.counters`.
         never_compiled: Class that a survey left eager -> why.
+        changes: What takes the place of which stock modules, and the surveyed regions.
     """
 
     model: str
@@ -29,6 +30,7 @@ class EncoderReport:
     structures: list[tuple[str, str | None]]
     counters: dict[str, int | float]
     never_compiled: dict[str, str] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,11 +120,13 @@ def _report(model: Any) -> EncoderReport:
     because = getattr(model, "encoder_eager_because", "")
     if because == "":
         because = "this architecture is vLLM's own here: see `vllm-mmc list`"
-    survey = getattr(model, "encoder_survey", None)
+    report = getattr(model, "encoder_report", None)
+    survey = report.survey if report is not None else None
     return EncoderReport(
         name,
         because,
         [(s.spec.name, s.eager or s.failure) for s in structures()],
         asdict(counters),
         dict(survey.eager) if survey is not None else {},
+        list(report.lines()) if report is not None else [],
     )

@@ -26,7 +26,6 @@ from vllm_mmc.compilation.shared_graph import shared_graph
 from vllm_mmc.settings import Settings
 
 __all__ = [
-    "adopt",
     "ignore_torch_compile",
     "set_model_tag",
     "should_torch_compile_mm_encoder",
@@ -133,33 +132,6 @@ def support_torch_compile(
     return decorate if cls is None else decorate(cls)
 
 
-def adopt(
-    root: nn.Module,
-    regions: Mapping[type[nn.Module], type[nn.Module]],
-    vllm_config: VllmConfig,
-) -> nn.Module:
-    """Turn stock modules inside `root` into our compiled ones, in place.
-
-    Parameters, names and the module tree stay as they are; only classes change.
-
-    Args:
-        root: Searched with all its submodules, itself included.
-        regions: Stock class -> our subclass of it. Exact types only.
-        vllm_config: The configuration that the modules were built with.
-
-    Returns:
-        `root`.
-    """
-    for module in root.modules():
-        compiled = regions.get(type(module))
-        if compiled is None:
-            continue
-        module.__class__ = compiled
-        if (own := _own_spec(compiled)) is not None:
-            _init_region(module, vllm_config, own[1])
-    return root
-
-
 def _dims(dims: int | Sequence[int] | Mapping[int, str]) -> dict[int, str | None]:
     if isinstance(dims, int):
         return {dims: None}
@@ -181,9 +153,23 @@ def _own_spec(cls: type) -> tuple[RegionSpec, EnableIf | None] | None:
     return None
 
 
-def is_decorated(module: nn.Module) -> bool:
-    """Whether the class of `module` is compiled by this package's decorator."""
-    return _own_spec(type(module)) is not None
+def is_compiled_class(cls: type[nn.Module]) -> bool:
+    """Whether this package's decorator compiles instances of `cls`."""
+    return _own_spec(cls) is not None
+
+
+def init_region(module: nn.Module, vllm_config: VllmConfig) -> None:
+    """What the constructor of a decorated class does after the stock constructor.
+
+    Args:
+        module: Of any class; one that is not decorated stays as it is.
+        vllm_config: The configuration that the module was built with.
+
+    Raises:
+        ValueError: A setting has a value that is not allowed.
+    """
+    if (own := _own_spec(type(module))) is not None:
+        _init_region(module, vllm_config, own[1])
 
 
 def _init_region(

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""The mixins of models (`SupportsCompiledEncoder`) and of their towers
-(`CompiledEncoder`)."""
+"""`SupportsCompiledEncoder`, the mixin of models."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-import torch.nn as nn
-from vllm.config import CompilationMode, VllmConfig, get_current_vllm_config
+from vllm.config import CompilationMode, VllmConfig
 from vllm.distributed import get_pp_group
 from vllm.forward_context import override_forward_context
 from vllm.logger import init_logger
@@ -22,20 +20,20 @@ from vllm.model_executor.offloader import get_offloader
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
 
-from vllm_mmc.attention.mm_encoder_attention import use_our_attention
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters, table
-from vllm_mmc.compilation.decorators import (
-    adopt,
-    should_torch_compile_mm_encoder,
-)
+from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
 from vllm_mmc.encoder.audio_input import AudioValidationMixin, with_audio_validation
+from vllm_mmc.encoder.install import (
+    CompiledEncoder,
+    EncoderPlan,
+    InstallReport,
+    install,
+)
 from vllm_mmc.encoder.model import compile_by_survey
 from vllm_mmc.encoder.on_meta import BuildOnMeta
-from vllm_mmc.encoder.survey import Survey
-from vllm_mmc.layers.upcast import use_upcast
-from vllm_mmc.settings import Settings
-from vllm_mmc.sizes.buckets import TokenBuckets
+
+__all__ = ["CompiledEncoder", "EncoderPlan", "SupportsCompiledEncoder"]
 
 logger = init_logger(__name__)
 
@@ -43,26 +41,20 @@ logger = init_logger(__name__)
 class SupportsCompiledEncoder(SupportsMultiModal):
     """Compiles the encoder that the stock class builds.
 
-    The mixin goes before the stock class among the bases. vLLM's constructor and
-    weight loader run unchanged. After vLLM has built the tower, the classes of its
-    regions are exchanged in place. With `compile_mm_encoder` off, only the check of
-    audio (`audio_validation`) differs from stock.
+    The mixin goes before the stock class among the bases. vLLM's constructor and weight
+    loader run unchanged. After vLLM has built a tower, `install` makes the tower ours.
+    With `compile_mm_encoder` off, only the check of audio (`audio_validation`) differs
+    from stock.
     """
 
-    encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
-    """Stock class -> our compiled subclass. An encoder without any is surveyed."""
-    encoder_rewrites: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
-    """Stock class -> our subclass with other arithmetic and the same results, for
-    modules of an encoder that is surveyed."""
-    native_encoders: ClassVar[Mapping[type[nn.Module], type["CompiledEncoder"]]] = {}
-    """Hugging Face's encoder -> our encoder, built instead, with the same parameter
-    names in the checkpoint."""
+    encoder_plan: ClassVar[EncoderPlan] = EncoderPlan()
+    """What a survey of the encoder cannot find."""
     audio_validation: ClassVar[type[AudioValidationMixin]] = AudioValidationMixin
     """The checks of a request's audio."""
     encoder_eager_because: str | None = "compile_mm_encoder is off"
     """Why the encoder is not compiled, in words for the user; None if it is."""
-    encoder_survey: Survey | None = None
-    """What a survey of the encoder found, if there was one."""
+    encoder_report: InstallReport | None = None
+    """What has changed in the encoder; None if it is not compiled."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -82,7 +74,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
                 yield
             return
         reason = _why_not(vllm_config)
-        replaced = self.native_encoders if reason is None else ()
+        replaced = self.encoder_plan.towers if reason is None else ()
         with marked, stock_compile_off(vllm_config), BuildOnMeta(replaced):
             yield
         self.encoder_eager_because = reason
@@ -91,33 +83,30 @@ class SupportsCompiledEncoder(SupportsMultiModal):
                 "%s: the encoder runs eager: %s.", type(self).__name__, reason
             )
             return
-        self._compile_roots(self.encoder_roots(), vllm_config)
+        self._install(self._tower_model_names, vllm_config)
 
-    def _compile_roots(self, names: Sequence[str], vllm_config: VllmConfig) -> None:
-        budget = _encoder_budget(vllm_config) if self.encoder_regions else None
+    def _install(self, names: Iterable[str], vllm_config: VllmConfig) -> None:
+        plan = self.encoder_plan
+        budget = _encoder_budget(vllm_config) if plan.is_by_hand else None
+        if self.encoder_report is None:  # vLLM marks two towers one after the other
+            self.encoder_report = InstallReport()
+            self._to_survey: dict[str, VllmConfig] = {}
         for name in names:
+            if not plan.is_root(name):
+                continue
             tower = self.get_submodule(name)
-            if (native := self.native_encoders.get(type(tower))) is not None:
-                config = vllm_config.with_hf_config(tower.config)
-                if hasattr(vllm_config.model_config.hf_config, "quantization_config"):
-                    # The checkpoint is quantised, but stock builds this tower without
-                    # a quant_config, so ours must do the same.
-                    config.quant_config = None
-                tower = native(vllm_config=config, prefix=name)
-                self.set_submodule(name, tower)
-            for part in tower.modules():
-                if type(part) in self.native_encoders:  # it is on the meta device
-                    raise RuntimeError(
-                        f"vllm_mmc replaces {type(part).__name__} as a whole tower "
-                        f"only; found it inside of {name}. This vLLM release is not "
-                        "supported: set VLLM_MMC_DISABLE=1"
-                    )
-            exchanged = {**self.encoder_rewrites, **self.encoder_regions}
-            compile_encoder(tower, exchanged, vllm_config, budget)
-        if not self.encoder_regions:
-            # vLLM marks two towers one after the other.
-            self.__dict__.setdefault("_to_survey", []).extend(names)
-            self.__dict__["_survey_config"] = vllm_config
+            ours = install(
+                tower,
+                plan,
+                vllm_config,
+                name=name,
+                budget=budget,
+                report=self.encoder_report,
+            )
+            if ours is not tower:
+                self.set_submodule(name, ours)
+            if plan.is_surveyed(name):
+                self._to_survey[name] = vllm_config
         if not hasattr(self, "_warm_up_hook"):
             # The first `forward` is in vLLM's profile run, after it has encoded the
             # largest items and before any request.
@@ -148,13 +137,16 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     def _survey_encoder(self) -> None:
         """Before the first input, of a request or of vLLM's profile run."""
-        names = self.__dict__.pop("_to_survey", ())
-        if not names or not get_pp_group().is_first_rank:
+        if self.encoder_report is None or not self._to_survey:
             return
+        towers, self._to_survey = self._to_survey, {}
+        if not get_pp_group().is_first_rank:
+            return
+        (*_, vllm_config) = towers.values()
         try:
             with override_forward_context(None):
-                self.encoder_survey = compile_by_survey(
-                    self, names, super().embed_multimodal, self._survey_config
+                self.encoder_report.survey = compile_by_survey(
+                    self, list(towers), super().embed_multimodal, vllm_config
                 )
         except Exception as error:
             self.encoder_eager_because = f"its survey failed: {error!r}"
@@ -165,23 +157,37 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             )
             logger.debug("Traceback:", exc_info=True)
 
-    def mark_unmarked_encoder(self, vllm_config: VllmConfig) -> None:
-        """Compile all but the language model, if the stock class marks no encoder."""
-        if hasattr(self, "_warm_up_hook") or (
-            self.encoder_eager_because != type(self).encoder_eager_because
-        ):
-            return
+    def install_unmarked(self, vllm_config: VllmConfig) -> None:
+        """After the constructor: the parts of the encoder that stock does not mark."""
         if not should_torch_compile_mm_encoder(vllm_config):
             return
-        self.encoder_eager_because = _why_not(vllm_config)
-        if self.encoder_eager_because is None:
-            language_model = {n.partition(".")[0] for n in self._language_model_names}
-            others = [n for n, _ in self.named_children() if n not in language_model]
-            self._compile_roots(self.encoder_roots() or others, vllm_config)
+        if self.encoder_report is None:
+            if self.encoder_eager_because != type(self).encoder_eager_because:
+                return
+            self.encoder_eager_because = _why_not(vllm_config)
+            if self.encoder_eager_because is None:
+                names = [name for name, _ in self.named_children()]
+                self._install(self._without_language_model(names), vllm_config)
+        elif parents := {n.rpartition(".")[0] for n in self._tower_model_names} - {""}:
+            # vLLM's Transformers backend marks modules of Hugging Face's model, and
+            # exchanges linear layers afterwards.
+            names = [
+                f"{parent}.{name}"
+                for parent in sorted(parents)
+                for name, _ in self.get_submodule(parent).named_children()
+            ]
+            self._install(self._without_language_model(names), vllm_config)
 
-    def encoder_roots(self) -> list[str]:
-        """The modules to compile below: those that stock has marked as a tower."""
-        return list(self._tower_model_names)
+    def _without_language_model(self, names: Iterable[str]) -> list[str]:
+        language_model = {f"{name}." for name in self._language_model_names}
+        return [
+            name
+            for name in names
+            if not any(
+                part.startswith(f"{name}.") or f"{name}.".startswith(part)
+                for part in language_model
+            )
+        ]
 
     def _before_first(self, _: Any) -> None:
         self._warm_up_hook.remove()
@@ -196,77 +202,14 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             for encoder in encoders:
                 for tokens in encoder.encoder_shapes.warmup_sizes():
                     self.run_dummy_encoder(encoder, tokens)
-        if encoders or self.encoder_survey is not None:
-            name = type(self).__name__
-            logger.info("%s, encoder:\n%s", name, table(asdict(counters)))
+        report = self.encoder_report
+        if report is not None and (encoders or report.survey is not None):
+            changes, numbers = "\n".join(report.lines()), table(asdict(counters))
+            logger.info("%s, encoder:\n%s\n%s", type(self).__name__, changes, numbers)
 
     def run_dummy_encoder(self, encoder: "CompiledEncoder", tokens: int) -> None:
         """Run one encoder, and the regions after it, on this many packed tokens."""
         encoder.run_dummy(tokens)
-
-
-class CompiledEncoder(nn.Module):
-    """A tower whose calls are packed. It goes before the stock class.
-
-    A model adopts the stock tower that vLLM has built; the constructor does not run.
-    The constructor builds the encoder without a model. Its arguments are those of the
-    stock constructor. The configuration is `vllm_config`, or vLLM's current one.
-
-    Attributes:
-        encoder_shapes: which size gets which graph.
-    """
-
-    encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
-    """Stock class -> our compiled subclass, for the modules of this tower."""
-    encoder_shapes: TokenBuckets
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        vllm_config = kwargs.get("vllm_config") or get_current_vllm_config()
-        with stock_compile_off(vllm_config):
-            super().__init__(*args, **kwargs)
-        compile_encoder(self, self.encoder_regions, vllm_config)
-
-    @property
-    def token_multiple(self) -> int:
-        """The number of packed tokens of every call is a multiple of this."""
-        return 1
-
-    def max_packed_tokens(self, embeddings: int) -> int:
-        """The most packed tokens that become this many embeddings, without pruning."""
-        return embeddings
-
-    def run_dummy(self, tokens: int) -> torch.Tensor:
-        """Run the encoder once on this many packed tokens, a multiple of the step."""
-        raise NotImplementedError
-
-
-def compile_encoder(
-    root: nn.Module,
-    regions: Mapping[type[nn.Module], type[nn.Module]],
-    vllm_config: VllmConfig,
-    budget: int | None = None,
-) -> None:
-    """Exchange classes below `root` in place: its regions, attention and products.
-
-    Args:
-        root: Searched with all its submodules, itself included.
-        regions: Stock class -> our subclass of it. Exact types only.
-        vllm_config: The configuration that the modules were built with.
-        budget: The most embeddings that one call can be asked for, if known.
-
-    Raises:
-        ValueError: A setting has a value that is not allowed.
-    """
-    adopt(root, regions, vllm_config)
-    use_our_attention(root)
-    use_upcast(root)
-    settings = Settings.resolve(vllm_config.additional_config)
-    for module in root.modules():
-        if isinstance(module, CompiledEncoder):
-            limit = module.max_packed_tokens(budget) if budget else None
-            module.encoder_shapes = TokenBuckets(
-                settings, limit or None, module.token_multiple, type(module).__name__
-            )
 
 
 def _encoder_budget(vllm_config: VllmConfig) -> int | None:

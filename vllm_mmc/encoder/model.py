@@ -25,7 +25,7 @@ from vllm_mmc.encoder.survey import Survey, survey
 logger = init_logger(__name__)
 
 
-def install(root: nn.Module, found: Survey, vllm_config: VllmConfig) -> None:
+def attach_regions(root: nn.Module, found: Survey, vllm_config: VllmConfig) -> None:
     """Compile each region of a survey from its next call on.
 
     Args:
@@ -78,7 +78,7 @@ def compile_by_survey(
             how = f"surveyed in {time.perf_counter() - start:.2f} s"
         else:
             how = f"surveyed at an earlier start ({file})"
-        install(towers, found, vllm_config)
+        attach_regions(towers, found, vllm_config)
         for call in calls:
             call()
     logger.info(
@@ -116,7 +116,7 @@ def _file(towers: nn.Module, vllm_config: VllmConfig) -> Path:
         (
             name,
             class_digest(type(module)),
-            [tuple(p.shape) for p in module.parameters()],
+            [tuple(p.shape) for p in module.parameters(recurse=False)],
         )
         for name, module in towers.named_modules()
     ]

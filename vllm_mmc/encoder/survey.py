@@ -22,7 +22,7 @@ from vllm.platforms import current_platform
 
 from vllm_mmc.compat import output_hooks
 from vllm_mmc.compilation.arguments import PLAIN, Signature, children, leaves
-from vllm_mmc.compilation.decorators import is_decorated
+from vllm_mmc.compilation.decorators import is_compiled_class
 from vllm_mmc.compilation.region import RegionSpec
 from vllm_mmc.compilation.structure import structure_of
 
@@ -269,7 +269,7 @@ def _find(root: nn.Module) -> list[_Candidate]:
     groups: dict[type[nn.Module], dict[str, nn.Module]] = defaultdict(dict)
     decorated: set[int] = set()
     for name, module in root.named_modules():
-        if is_decorated(module):  # compiled by a class of this package
+        if is_compiled_class(type(module)):  # compiled by a class of this package
             decorated |= {id(m) for m in module.modules()}
         if module is not root and id(module) not in decorated and _is_worth(module):
             groups[type(module)][name] = module

@@ -86,28 +86,34 @@ def upcast_for(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return x.float() if upcast else x
 
 
-def use_upcast(root: nn.Module) -> None:
-    """Make the layers below `root` multiply in float32 where that is faster, in place.
+def linear_method_for(layer: nn.Module) -> UpcastLinearMethod | None:
+    """What a linear layer of vLLM multiplies with, if float32 is faster.
 
-    Quantised layers and subclasses do not change. Call this before vLLM processes the
-    weights.
+    None for quantised layers and for any other module. vLLM calls the method when it
+    has loaded the weights.
     """
-    for module in root.modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, torch.Tensor) or not needs_upcast(weight.dtype):
-            continue
-        unquantised = (
-            isinstance(module, LinearBase)
-            and type(module.quant_method) is UnquantizedLinearMethod
-        )
-        if unquantised:
-            module.quant_method.__class__ = UpcastLinearMethod
-        elif (upcast := CONVOLUTIONS.get(type(module))) is not None:
-            module.__class__ = upcast
-        else:
-            continue
-        logger.info_once(
-            "The encoder multiplies in float32, because this CPU has no instructions "
-            "for %s. Its weights take twice the memory.",
-            weight.dtype,
-        )
+    unquantised = (
+        isinstance(layer, LinearBase)
+        and type(layer.quant_method) is UnquantizedLinearMethod
+    )
+    return UpcastLinearMethod() if unquantised and _is_faster(layer.weight) else None
+
+
+def convolution_for(layer: nn.Module) -> type[_UpcastConv] | None:
+    """The class for a convolution of PyTorch, if float32 is faster.
+
+    None for subclasses of PyTorch's classes and for any other module.
+    """
+    upcast = CONVOLUTIONS.get(type(layer))
+    return upcast if upcast is not None and _is_faster(layer.weight) else None
+
+
+def _is_faster(weight: torch.Tensor) -> bool:
+    if not needs_upcast(weight.dtype):
+        return False
+    logger.info_once(
+        "The encoder multiplies in float32, because this CPU has no instructions "
+        "for %s. Its weights take twice the memory.",
+        weight.dtype,
+    )
+    return True

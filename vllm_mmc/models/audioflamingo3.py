@@ -13,10 +13,10 @@ from vllm.model_executor.models.audioflamingo3 import (
     AudioFlamingo3Inputs,
 )
 
-from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import host_lengths, starts
 from vllm_mmc.models.qwen2_audio import CompiledQwen2AudioEncoder
-from vllm_mmc.models.whisper import ENCODER_REGIONS
+from vllm_mmc.models.whisper import CLASSES
 
 
 class CompiledAudioFlamingo3Encoder(CompiledQwen2AudioEncoder):
@@ -26,8 +26,10 @@ class CompiledAudioFlamingo3Encoder(CompiledQwen2AudioEncoder):
 class CompiledAudioFlamingo3ForConditionalGeneration(
     SupportsCompiledEncoder, AudioFlamingo3ForConditionalGeneration
 ):
-    encoder_regions = ENCODER_REGIONS
-    native_encoders = {AudioFlamingo3Encoder: CompiledAudioFlamingo3Encoder}
+    encoder_plan = EncoderPlan(
+        towers={AudioFlamingo3Encoder: CompiledAudioFlamingo3Encoder},
+        classes=CLASSES,
+    )
 
     def _process_audio_input(
         self, audio_input: AudioFlamingo3Inputs

@@ -21,6 +21,7 @@ from vllm.model_executor.models.registry import _VLLM_MODELS
 from vllm_mmc.catalog import CATALOG, CatalogEntry
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
+from vllm_mmc.encoder.install import in_place_of
 from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
 
 _PREFIX = "Compiled"
@@ -38,13 +39,14 @@ class AutoCompiledEncoder(SupportsCompiledEncoder):
         with stock_compile_off(vllm_config) if switch else nullcontext():
             made = super().__new__(cls, vllm_config=vllm_config, prefix=prefix)
         if not isinstance(made, cls):
-            made.__class__ = _surveyed(type(made), _PREFIX + type(made).__name__)
-            made.mark_unmarked_encoder(vllm_config)
+            ours = _surveyed(type(made), _PREFIX + type(made).__name__)
+            made = in_place_of(made, ours)
+            made.install_unmarked(vllm_config)
         return made
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.mark_unmarked_encoder(vllm_config)
+        self.install_unmarked(vllm_config)
 
     def _decorate_cls_for_torch_compile(
         self, *args: Any, is_encoder: bool, **kwargs: Any

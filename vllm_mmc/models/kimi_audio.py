@@ -17,10 +17,10 @@ from vllm.model_executor.models.kimi_audio import (
     KimiAudioWhisperEncoder,
 )
 
-from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import pad_items, starts
 from vllm_mmc.models.whisper import (
-    ENCODER_REGIONS,
+    CLASSES,
     PackedWhisperEncoder,
     after_convolutions,
 )
@@ -62,9 +62,9 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
 class CompiledKimiAudioForConditionalGeneration(
     SupportsCompiledEncoder, KimiAudioForConditionalGeneration
 ):
-    encoder_regions = ENCODER_REGIONS | {
-        KimiAudioWhisperEncoder: CompiledKimiAudioWhisperEncoder
-    }
+    encoder_plan = EncoderPlan(
+        classes=CLASSES | {KimiAudioWhisperEncoder: CompiledKimiAudioWhisperEncoder}
+    )
 
     def embed_multimodal(self, **kwargs: object) -> list[torch.Tensor] | None:
         encoder = self.audio_tower

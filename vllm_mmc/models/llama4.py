@@ -33,6 +33,7 @@ from vllm_mmc.compilation.decorators import (
 )
 from vllm_mmc.encoder.interfaces import (
     CompiledEncoder,
+    EncoderPlan,
     SupportsCompiledEncoder,
 )
 from vllm_mmc.layers.activation import gelu_
@@ -178,7 +179,7 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
     image_size] and returns [tiles, patches * ratio**2, projector_output_dim].
     """
 
-    encoder_regions = BLOCKS
+    encoder_plan = EncoderPlan(classes=BLOCKS)
 
     def forward(self, images_flattened: torch.Tensor) -> torch.Tensor:
         tiles = images_flattened.shape[0]
@@ -268,7 +269,7 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
         return self(self.class_embedding.new_zeros(shape))
 
 
-ENCODER_REGIONS = BLOCKS | {
+CLASSES = BLOCKS | {
     Llama4VisionModel: CompiledLlama4VisionModel,
     Llama4MultiModalProjector: CompiledLlama4MultiModalProjector,
 }
@@ -277,7 +278,7 @@ ENCODER_REGIONS = BLOCKS | {
 class CompiledLlama4ForConditionalGeneration(
     SupportsCompiledEncoder, Llama4ForConditionalGeneration
 ):
-    encoder_regions = ENCODER_REGIONS
+    encoder_plan = EncoderPlan(classes=CLASSES)
 
     def run_dummy_encoder(self, encoder: CompiledEncoder, tokens: int) -> None:
         self.multi_modal_projector(encoder.run_dummy(tokens))

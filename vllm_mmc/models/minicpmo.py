@@ -26,11 +26,11 @@ from vllm.model_executor.models.whisper import WhisperEncoderAttention
 
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.encoder.audio_input import AudioValidationMixin
-from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import Ints, mean_pool, one_item, starts
 from vllm_mmc.models.whisper import (
     BLOCKS,
-    ENCODER_REGIONS,
+    CLASSES,
     CompiledWhisperEncoderAttention,
     PackedWhisperEncoder,
     after_convolutions,
@@ -75,9 +75,10 @@ class CompiledMiniCPMWhisperEncoder(PackedWhisperEncoder):
     `tokens(input_features)` of them.
     """
 
-    encoder_regions = BLOCKS | {
-        WhisperEncoderAttention: CompiledMiniCPMWhisperEncoderAttention
-    }
+    encoder_plan = EncoderPlan(
+        classes=BLOCKS
+        | {WhisperEncoderAttention: CompiledMiniCPMWhisperEncoderAttention}
+    )
     tokens_per_embedding = 9
     """Upper bound: `audio_pool_step` (5) tokens, and at most 4 that are left over."""
 
@@ -123,12 +124,12 @@ class MiniCPMOAudioValidation(AudioValidationMixin):
 
 class SupportsCompiledMiniCPMWhisper(SupportsCompiledEncoder):
     audio_validation = MiniCPMOAudioValidation
-    encoder_regions = ENCODER_REGIONS
-    native_encoders = {MiniCPMWhisperEncoder: CompiledMiniCPMWhisperEncoder}
-
-    def encoder_roots(self) -> list[str]:
-        # The vision tower stays stock.
-        return ["apm"] if hasattr(self, "apm") else []
+    encoder_plan = EncoderPlan(
+        towers={MiniCPMWhisperEncoder: CompiledMiniCPMWhisperEncoder},
+        classes=CLASSES,
+        roots=("apm", "vpm", "resampler"),
+        surveyed=("vpm", "resampler"),
+    )
 
     def get_audio_hidden_states(
         self, data: MiniCPMOAudioFeatureInputs

@@ -8,12 +8,12 @@ from vllm.model_executor.models.moss_transcribe_diarize import (
     MossTranscribeDiarizeWhisperEncoder,
 )
 
-from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import host_lengths, item_and_offset, on_device
-from vllm_mmc.models.whisper import ENCODER_REGIONS, CompiledWhisperEncoder
+from vllm_mmc.models.whisper import CLASSES, CompiledWhisperEncoder
 
 
-class CompiledMossTranscribeDiarizeWhisperEncoder(
+class CompiledMossWhisperEncoder(
     MossTranscribeDiarizeWhisperEncoder, CompiledWhisperEncoder
 ):
     def forward(
@@ -40,6 +40,7 @@ class CompiledMossTranscribeDiarizeWhisperEncoder(
 class CompiledMossTranscribeDiarizeForConditionalGeneration(
     SupportsCompiledEncoder, MossTranscribeDiarizeForConditionalGeneration
 ):
-    encoder_regions = ENCODER_REGIONS | {
-        MossTranscribeDiarizeWhisperEncoder: CompiledMossTranscribeDiarizeWhisperEncoder
-    }
+    encoder_plan = EncoderPlan(
+        classes=CLASSES
+        | {MossTranscribeDiarizeWhisperEncoder: CompiledMossWhisperEncoder}
+    )

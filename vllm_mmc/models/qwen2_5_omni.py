@@ -22,7 +22,7 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 )
 from vllm.model_executor.models.utils import WeightsMapper
 
-from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import (
     Lengths,
     host_lengths,
@@ -78,8 +78,10 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
 class CompiledQwen2_5OmniThinkerForConditionalGeneration(
     SupportsCompiledEncoder, Qwen2_5OmniThinkerForConditionalGeneration
 ):
-    encoder_regions = whisper.ENCODER_REGIONS | qwen2_5_vl.ENCODER_REGIONS
-    native_encoders = {Qwen2_5OmniAudioEncoder: CompiledQwen2_5OmniAudioEncoder}
+    encoder_plan = EncoderPlan(
+        towers={Qwen2_5OmniAudioEncoder: CompiledQwen2_5OmniAudioEncoder},
+        classes=whisper.CLASSES | qwen2_5_vl.CLASSES,
+    )
 
     def _process_audio_input(
         self, audio_input: Qwen2_5OmniAudioFeatureInputs

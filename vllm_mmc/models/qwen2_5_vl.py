@@ -24,6 +24,7 @@ from vllm_mmc.compilation.decorators import (
 )
 from vllm_mmc.encoder.interfaces import (
     CompiledEncoder,
+    EncoderPlan,
     SupportsCompiledEncoder,
 )
 from vllm_mmc.sizes.buckets import encoder_forward
@@ -107,7 +108,7 @@ class CompiledQwen2_5_VisionTransformer(CompiledEncoder, Qwen2_5_VisionTransform
     is computed once.
     """
 
-    encoder_regions = BLOCKS
+    encoder_plan = EncoderPlan(classes=BLOCKS)
 
     @encoder_forward
     def forward(
@@ -163,15 +164,13 @@ class CompiledQwen2_5_VisionTransformer(CompiledEncoder, Qwen2_5_VisionTransform
         return self(torch.zeros(tokens, patch), [[1, height, tokens // height]])
 
 
-ENCODER_REGIONS = BLOCKS | {
-    Qwen2_5_VisionTransformer: CompiledQwen2_5_VisionTransformer
-}
+CLASSES = BLOCKS | {Qwen2_5_VisionTransformer: CompiledQwen2_5_VisionTransformer}
 
 
 class CompiledQwen2_5_VLForConditionalGeneration(
     SupportsCompiledEncoder, Qwen2_5_VLForConditionalGeneration
 ):
-    encoder_regions = ENCODER_REGIONS
+    encoder_plan = EncoderPlan(classes=CLASSES)
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -14,10 +14,10 @@ from vllm.model_executor.models.qwen2_audio import (
     Qwen2AudioInputs,
 )
 
-from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import Lengths, host_lengths, mean_pool
 from vllm_mmc.models.whisper import (
-    ENCODER_REGIONS,
+    CLASSES,
     PackedWhisperEncoder,
     after_convolutions,
 )
@@ -50,8 +50,10 @@ class CompiledQwen2AudioEncoder(PackedWhisperEncoder):
 class CompiledQwen2AudioForConditionalGeneration(
     SupportsCompiledEncoder, Qwen2AudioForConditionalGeneration
 ):
-    encoder_regions = ENCODER_REGIONS
-    native_encoders = {Qwen2AudioEncoder: CompiledQwen2AudioEncoder}
+    encoder_plan = EncoderPlan(
+        towers={Qwen2AudioEncoder: CompiledQwen2AudioEncoder},
+        classes=CLASSES,
+    )
 
     def _process_audio_input(
         self, audio_input: Qwen2AudioInputs

@@ -35,6 +35,7 @@ from vllm_mmc.compilation.decorators import (
 )
 from vllm_mmc.encoder.interfaces import (
     CompiledEncoder,
+    EncoderPlan,
     SupportsCompiledEncoder,
 )
 from vllm_mmc.encoder.packed import (
@@ -105,9 +106,9 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
     It returns [tokens, output_dim], clip after clip.
     """
 
-    encoder_regions = {
-        Qwen3OmniMoeAudioEncoderLayer: CompiledQwen3OmniMoeAudioEncoderLayer
-    }
+    encoder_plan = EncoderPlan(
+        classes={Qwen3OmniMoeAudioEncoderLayer: CompiledQwen3OmniMoeAudioEncoderLayer}
+    )
 
     def forward(
         self,
@@ -201,7 +202,7 @@ def _after_cnn(frames: Any) -> Any:
     return frames
 
 
-ENCODER_REGIONS = {
+CLASSES = {
     Qwen3OmniMoeAudioEncoder: CompiledQwen3OmniMoeAudioEncoder,
     Qwen3OmniMoeAudioEncoderLayer: CompiledQwen3OmniMoeAudioEncoderLayer,
 }
@@ -210,7 +211,7 @@ ENCODER_REGIONS = {
 class SupportsCompiledQwen3Audio(SupportsCompiledEncoder):
     """For every model with this audio tower. It goes before the stock class."""
 
-    encoder_regions = ENCODER_REGIONS
+    encoder_plan = EncoderPlan(classes=CLASSES, surveyed=("visual",))
 
     def _process_audio_input(
         self, audio_input: Qwen2_5OmniAudioFeatureInputs

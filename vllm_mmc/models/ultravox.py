@@ -14,10 +14,10 @@ from vllm.model_executor.models.ultravox import (
     UltravoxWhisperEncoder,
 )
 
-from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import Lengths, host_lengths, pad_items
 from vllm_mmc.models.whisper import (
-    ENCODER_REGIONS,
+    CLASSES,
     PackedWhisperEncoder,
     after_convolutions,
 )
@@ -56,10 +56,8 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
 
 
 class CompiledUltravoxModel(SupportsCompiledEncoder, UltravoxModel):
-    encoder_regions = ENCODER_REGIONS | {
-        UltravoxWhisperEncoder: CompiledUltravoxWhisperEncoder
-    }
-
-    def encoder_roots(self) -> list[str]:
-        # The projector may have Whisper's layers too, and run them on one token.
-        return ["audio_tower"]
+    # The projector may have Whisper's layers too, and run them on one token.
+    encoder_plan = EncoderPlan(
+        classes=CLASSES | {UltravoxWhisperEncoder: CompiledUltravoxWhisperEncoder},
+        roots=("audio_tower",),
+    )

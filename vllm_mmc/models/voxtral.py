@@ -7,8 +7,8 @@ from vllm.model_executor.models.voxtral import (
 )
 from vllm.model_executor.models.whisper import WhisperEncoder
 
-from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
-from vllm_mmc.models.whisper import ENCODER_REGIONS, CompiledWhisperEncoder
+from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
+from vllm_mmc.models.whisper import CLASSES, CompiledWhisperEncoder
 
 
 class CompiledVoxtralWhisperEncoder(CompiledWhisperEncoder):
@@ -19,4 +19,6 @@ class CompiledVoxtralWhisperEncoder(CompiledWhisperEncoder):
 class CompiledVoxtralForConditionalGeneration(
     SupportsCompiledEncoder, VoxtralForConditionalGeneration
 ):
-    encoder_regions = ENCODER_REGIONS | {WhisperEncoder: CompiledVoxtralWhisperEncoder}
+    encoder_plan = EncoderPlan(
+        classes=CLASSES | {WhisperEncoder: CompiledVoxtralWhisperEncoder}
+    )

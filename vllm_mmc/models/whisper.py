@@ -30,6 +30,7 @@ from vllm_mmc.compilation.decorators import (
 )
 from vllm_mmc.encoder.interfaces import (
     CompiledEncoder,
+    EncoderPlan,
     SupportsCompiledEncoder,
 )
 from vllm_mmc.encoder.packed import (
@@ -95,7 +96,7 @@ BLOCKS = {
 class WhisperEncoderBase(CompiledEncoder, WhisperEncoder):
     """The layers, over packed tokens. A subclass says what is packed."""
 
-    encoder_regions = BLOCKS
+    encoder_plan = EncoderPlan(classes=BLOCKS)
 
     @encoder_forward
     def forward_packed(
@@ -272,10 +273,10 @@ def after_convolutions(frames: Ints) -> Ints:
     return (frames - 1) // 2 + 1
 
 
-ENCODER_REGIONS = BLOCKS | {WhisperEncoder: CompiledWhisperEncoder}
+CLASSES = BLOCKS | {WhisperEncoder: CompiledWhisperEncoder}
 
 
 class CompiledWhisperForConditionalGeneration(
     SupportsCompiledEncoder, WhisperForConditionalGeneration
 ):
-    encoder_regions = ENCODER_REGIONS
+    encoder_plan = EncoderPlan(classes=CLASSES)
