@@ -186,7 +186,9 @@ REMARKS: Mapping[str, str] = {
     "DeepseekV4ForConditionalGeneration": (
         "vLLM's class for CPU is a stub that raises NotImplementedError"
     ),
-    "MiniCPMO": "its vision tower is surveyed",
+    "MiniCPMO": (
+        "its vision tower is surveyed; the checkpoint of the tests takes no pictures"
+    ),
     "MiniCPMV": "version 2.0 has a tower of timm's, which is not installed here",
     "MiniCPMV4_6ForConditionalGeneration": (
         "the attention that merges windows between two blocks has no tower test"
