@@ -8,12 +8,16 @@ and never raises.
 """
 
 import functools
+import hashlib
+import importlib.util
 import logging
 import multiprocessing
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vllm_mmc import __version__, metrics
-from vllm_mmc.catalog import CATALOG, compiled_name, surveyed
+from vllm_mmc.catalog import AUTO_MODULE, CATALOG, compiled_name, surveyed
 from vllm_mmc.compat import envs, vllm_logging, vllm_version
 from vllm_mmc.settings import VARIABLES, Settings
 
@@ -85,6 +89,10 @@ def _register_models(settings: Settings) -> int:
             registry._MULTIMODAL_MODELS, registry._VLLM_MODELS, vllm.__version__
         )
     before = dict(ModelRegistry.models)
+    own = {}
+    if settings.survey and settings.survey_plugins:
+        unknown = {k: v for k, v in before.items() if k not in registry._VLLM_MODELS}
+        own = _of_other_plugins(unknown)
     try:
         for architecture, model in models.items():
             if (foreign := _foreign(before.get(architecture))) is not None:
@@ -98,11 +106,38 @@ def _register_models(settings: Settings) -> int:
             else:
                 ModelRegistry.register_model(architecture, model)
             ModelRegistry.register_model(compiled_name(model), model)
+        for architecture, model in own.items():
+            ModelRegistry.register_model(architecture, model)
     except Exception:
         ModelRegistry.models.clear()
         ModelRegistry.models.update(before)
         raise
-    return len(models) - len(CATALOG)
+    return len(models) + len(own) - len(CATALOG)
+
+
+def _of_other_plugins(models: Mapping[str, Any]) -> dict[str, str]:
+    """Multimodal models that other plugins have registered before: "module:Class" of
+    the class that surveys the encoder, which `models/auto.py` makes."""
+    found = {}
+    for architecture, registered in models.items():
+        if (name := _foreign(registered)) is None:
+            continue
+        module, _, class_name = name.partition(":")
+        source = _source(module)
+        # Each multimodal model is registered with a processor.
+        if b"register_processor" in source and class_name.isidentifier():
+            digest = hashlib.sha256(source).hexdigest()[:12]
+            origin = f"{module}+{class_name}+{digest}"
+            found[architecture] = f"{AUTO_MODULE}:Compiled{architecture}@{origin}"
+    return found
+
+
+def _source(module: str) -> bytes:
+    try:
+        spec = importlib.util.find_spec(module)
+        return Path(spec.origin).read_bytes() if spec and spec.origin else b""
+    except (ImportError, OSError, ValueError):
+        return b""
 
 
 def _foreign(registered: Any) -> str | None:

@@ -91,8 +91,9 @@ def _ranges(value: Any) -> tuple[tuple[int, int], ...]:
 class Settings:
     """Each field is read from the environment as `VLLM_MMC_<NAME>`.
 
-    All but `disable`, `allow_untested_vllm` and `survey` may also stand in vLLM's
-    `--additional-config '{"vllm_mmc": {"<name>": ...}}'`, which then decides.
+    All but `disable`, `allow_untested_vllm`, `survey` and `survey_plugins` may also
+    stand in vLLM's `--additional-config '{"vllm_mmc": {"<name>": ...}}'`, which then
+    decides.
     """
 
     disable: bool = _process_switch()
@@ -102,6 +103,9 @@ class Settings:
     survey: bool = _process_switch(default=True)
     """Serve the multimodal architectures that have no file in this package, too: their
     encoders are surveyed. "0" leaves them to vLLM's own classes."""
+    survey_plugins: bool = _process_switch(default=True)
+    """Survey the encoders of multimodal models that other plugins have registered under
+    architecture names of their own, too. "0" leaves these models alone."""
     on_error: str = _one_of("eager", "raise")
     """What to do with a region that cannot be compiled: run it eager with one
     WARNING, or raise the compiler's error."""

@@ -3,6 +3,7 @@
 """`CompiledX` of an architecture without a file: what vLLM and pickle see of it."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +66,22 @@ def test_it_pickles_by_reference(architecture: str) -> None:
     again = pickle.loads(pickled)
     assert again is compiled(architecture)
     assert issubclass(again, auto.stock_class(architecture))
+
+
+def test_a_class_of_another_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "vllm.model_executor.models.llava"
+    (tmp_path / "their_vl.py").write_text(
+        f"from {module} import LlavaForConditionalGeneration\n"
+        "class TheirLlava(LlavaForConditionalGeneration): ...\n"
+        "class Text: ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    ours = compiled("TheirVLModel", "@their_vl+TheirLlava+0123")
+    assert issubclass(ours, auto.AutoCompiledEncoder)
+    assert ours.__mro__[-1] is object and ours.__name__ == "TheirLlava"
+    assert compiled("TheirText", "@their_vl+Text+0123").__module__ == "their_vl"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import pytest
 import vllm
 from vllm.model_executor.models import registry
 
-from vllm_mmc.catalog import CATALOG, EAGER, compiled_name, surveyed
+from vllm_mmc.catalog import AUTO_MODULE, CATALOG, EAGER, compiled_name, surveyed
 from vllm_mmc.plugin import register
 
 
@@ -489,6 +489,51 @@ def test_what_another_plugin_registered_stays(
         assert f"ask for Compiled{name} in --hf-overrides, or load that" in line
         assert f"Compiled{name}" in EXPECTED
     assert "TheirOwnModel" not in outcome.output
+
+
+def registry_beside_a_multimodal_model() -> dict[str, str]:
+    import os
+    import sys
+
+    from vllm import ModelRegistry
+
+    from vllm_mmc.plugin import register
+
+    sys.path.append(os.environ["THEIR_MODELS"])
+    ModelRegistry.register_model("TheirVLModel", "their_vl:Model")
+    ModelRegistry.register_model("TheirTextModel", "their_text:Model")
+    register()
+    register()
+    return {
+        name: f"{model.module_name}:{model.class_name}"
+        for name, model in ModelRegistry.models.items()
+        if name.startswith("Their")
+    }
+
+
+def test_a_multimodal_model_of_another_plugin_is_surveyed(
+    in_vllm: InVllm, tmp_path: Path
+) -> None:
+    file = tmp_path / "their_vl.py"
+    file.write_text("@MULTIMODAL_REGISTRY.register_processor(P)\nclass Model: ...")
+    (tmp_path / "their_text.py").write_text("class Model: ...")
+    folder = str(tmp_path)
+    stock = {"TheirVLModel": "their_vl:Model", "TheirTextModel": "their_text:Model"}
+    found = in_vllm(registry_beside_a_multimodal_model, THEIR_MODELS=folder).value
+    ours = found["TheirVLModel"]
+    assert ours.startswith(f"{AUTO_MODULE}:CompiledTheirVLModel@their_vl+Model+")
+    assert found["TheirTextModel"] == stock["TheirTextModel"]
+
+    # vLLM stores facts about a class under the class's name.
+    file.write_text(file.read_text() + "\n")
+    found = in_vllm(registry_beside_a_multimodal_model, THEIR_MODELS=folder).value
+    assert found["TheirVLModel"] != ours
+
+    for switch in ("VLLM_MMC_SURVEY_PLUGINS", "VLLM_MMC_SURVEY"):
+        off = in_vllm(
+            registry_beside_a_multimodal_model, THEIR_MODELS=folder, **{switch: "0"}
+        )
+        assert off.value == stock
 
 
 # ---------------------------------------------------------------- what it says

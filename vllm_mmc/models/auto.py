@@ -5,8 +5,9 @@
 A row of the catalogue with a `mixin` gets that mixin; any other encoder is surveyed.
 
 The classes are made when they are asked for: vLLM's registry, its inspection process
-and its workers do `getattr(module, name)`. A suffix after "@" is ignored: vLLM caches
-facts about a class under the class's name, so the name contains vLLM's version.
+and its workers do `getattr(module, name)`. vLLM stores facts about a class under the
+class's name. What follows "@" in the name tells classes apart: vLLM's version, or for a
+class of another plugin `module+Class+digest`, with the digest of the module's file.
 """
 
 import importlib
@@ -82,18 +83,22 @@ def _mixin(entry: CatalogEntry) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    name = name.partition("@")[0]
+    name, _, origin = name.partition("@")
     architecture = name.removeprefix(_PREFIX)
     if name in globals():
         return globals()[name]  # asked for with a suffix
     if (entry := _ROWS.get(name)) is not None:
         bases = (_mixin(entry), stock_class(entry.architecture))
         return _made(name, name, bases)
-    if architecture == name or architecture not in _VLLM_MODELS:
+    if architecture == name or not (architecture in _VLLM_MODELS or "+" in origin):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    stock = stock_class(architecture)
+    if "+" in origin:
+        module, class_name, _ = origin.split("+")
+        stock = getattr(importlib.import_module(module), class_name)
+    else:
+        stock = stock_class(architecture)
     if not supports_multimodal(stock):
-        return stock  # a stub, which raises an error on this platform
+        return stock  # for instance a stub, which raises an error on this platform
     return _surveyed(stock, name)
 
 
