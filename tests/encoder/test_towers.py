@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Every encoder class of vLLM: surveyed with three calls, compiled, equal to eager.
 
-By default graphs run as they are traced, which shows that regions, dimensions and
-guards are right; with Inductor the same tests are slow.
+By default graphs run as they are traced and in float32, which shows that regions,
+dimensions and guards are right; with Inductor and in bfloat16 the same tests are slow.
 """
 
 from collections import Counter
@@ -29,7 +29,15 @@ def vllm_config() -> Iterator[VllmConfig]:
         yield config
 
 
-BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
+BACKENDS = [
+    ("eager", torch.float32),
+    pytest.param("inductor", torch.float32, marks=pytest.mark.slow),
+    pytest.param("eager", torch.bfloat16, marks=pytest.mark.slow),
+    pytest.param("inductor", torch.bfloat16, marks=pytest.mark.slow),
+]
+# Three layers of width 64. Inductor keeps float32 between operations that it fuses,
+# where eager rounds to bfloat16 after each one.
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 16 * 2**-8}
 
 
 # Ten seconds and more each: conformers whose graphs depend on remainders of lengths,
@@ -50,21 +58,22 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_surveyed_and_compiled_it_equals_eager(
     name: str,
     backend: str,
+    dtype: torch.dtype,
     vllm_config: VllmConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(vllm_config.compilation_config, "backend", backend)
-    tower = TOWERS[name]
+    tower, tolerance = TOWERS[name], TOLERANCE[dtype]
     calls = [*tower.survey, *tower.further]
-    module = tower.build(vllm_config)
-    expected = [run(module, call) for call in calls]
+    module = tower.build(vllm_config, dtype)
+    expected = [run(module, call, dtype) for call in calls]
 
-    found = survey(module, [partial(run, module, call) for call in tower.survey])
+    found = survey(module, [partial(run, module, call, dtype) for call in tower.survey])
     assert Survey.from_json(found.to_json()) == found
     instances: Counter[str] = Counter()
     for region in found.regions:
@@ -76,8 +85,8 @@ def test_surveyed_and_compiled_it_equals_eager(
     graphs = counters.graphs
     with mock.patch.dict(shared_graph._structures, clear=True):
         for call, outputs in zip(calls, expected, strict=True):
-            for ours, eager in zip(run(module, call), outputs, strict=True):
-                torch.testing.assert_close(ours, eager, rtol=5e-6, atol=5e-6)
+            for ours, eager in zip(run(module, call, dtype), outputs, strict=True):
+                torch.testing.assert_close(ours, eager, rtol=tolerance, atol=tolerance)
         reasons = [s.failure or s.eager for s in shared_graph.structures()]
     assert counters.graphs - graphs <= tower.graphs
     if tower.graphs:
@@ -86,4 +95,4 @@ def test_surveyed_and_compiled_it_equals_eager(
         assert all(reasons)
     with counters.expect(graphs=0, rescues=0, fallbacks=0):
         for call in calls:
-            run(module, call)
+            run(module, call, dtype)

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig
 from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import tower_context
@@ -68,8 +70,8 @@ class Tower:
     """A tiny encoder.
 
     Attributes:
-        build: makes the module, in a `tower_config`: float32 and in eval mode, with
-            random weights that differ from layer to layer.
+        build: makes the module, in a `tower_config`, of a dtype (float32), in eval
+            mode, with random weights that differ from layer to layer.
         survey: three calls: the largest, the smallest, and one in between.
         further: eight or more calls, most of sizes that the survey has not seen.
         blocks: for each class of repeated blocks, how many of its instances have
@@ -78,7 +80,7 @@ class Tower:
             blocks and those of single modules beside them.
     """
 
-    build: Callable[[VllmConfig], nn.Module]
+    build: Callable[..., nn.Module]
     survey: Sequence[Call]
     further: Sequence[Call]
     blocks: Mapping[str, int]
@@ -108,8 +110,11 @@ class Towers(dict[str, Tower]):
             construct: Callable[[VllmConfig], nn.Module],
         ) -> Callable[..., nn.Module]:
             @functools.wraps(construct)
-            def build(vllm_config: VllmConfig) -> nn.Module:
-                return prepare(construct(vllm_config))
+            def build(
+                vllm_config: VllmConfig, dtype: torch.dtype = torch.float32
+            ) -> nn.Module:
+                with set_default_torch_dtype(dtype):
+                    return prepare(construct(vllm_config))
 
             self[construct.__name__] = Tower(
                 build,
@@ -145,10 +150,16 @@ def tower_config(*, compile_mm_encoder: bool = False) -> Iterator[VllmConfig]:
             yield vllm_config
 
 
-def run(module: nn.Module, call: Call) -> list[torch.Tensor]:
+def run(
+    module: nn.Module, call: Call, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
     """Returns the tensors that a module answers a call with, in inference mode."""
     with torch.inference_mode():
-        args, kwargs = call.inputs()
+        args, kwargs = tree_map_only(
+            torch.Tensor,
+            lambda x: x.to(dtype) if x.is_floating_point() else x,
+            call.inputs(),
+        )
         return list(_tensors(module(*args, **kwargs)))
 
 

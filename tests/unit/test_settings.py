@@ -66,8 +66,12 @@ def test_defaults() -> None:
     others = {"VLLM_MMC": "1", "MMC_DISABLE": "1", "VLLM_DISABLE": "1"}
     assert Settings.resolve(None, others) == Settings.resolve({}, {}) == Settings()
     assert Settings.resolve({"another_plugin": {"on_error": 3}}, {}) == Settings()
-    on = {"survey": True, "survey_plugins": True}
-    assert SWITCHES == {"disable": False, "allow_untested_vllm": False} | on
+    assert SWITCHES == {
+        "disable": False,
+        "allow_untested_vllm": False,
+        "survey": True,
+        "survey_plugins": True,
+    }
     assert (Settings().on_error, Settings().parity_check) == ("eager", "auto")
     assert Settings().max_graphs == 8
 

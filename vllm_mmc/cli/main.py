@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vllm_mmc import __version__
 from vllm_mmc.catalog import CATALOG, EAGER, surveyed
+from vllm_mmc.settings import Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,11 +40,14 @@ def run_list(args: argparse.Namespace) -> int:
     tables = _registry_tables()
     known = {name for table in tables.values() for name in table}
     others = surveyed(tables.get("_MULTIMODAL_MODELS", ()), known, "")
+    how = "by survey"
+    if not Settings.resolve().survey:
+        how = "vLLM's own class (VLLM_MMC_SURVEY=0)"
     print()
     _print_table(
         ("architecture", "how"),
         [
-            *((name, "by survey") for name in others),
+            *((name, how) for name in others),
             *((name, f"eager: {reason}") for name, reason in EAGER.items()),
         ],
     )
