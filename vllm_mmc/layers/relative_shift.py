@@ -8,8 +8,9 @@ import torch
 def relative_shift(scores: torch.Tensor) -> torch.Tensor:
     """Turn scores by distance into scores by key: out[i, j] = scores[i, n - 1 - i + j].
 
-    The usual way is to pad, view and slice. A compiler then divides to find each
-    element, which is ten times slower than eager, and makes further graphs.
+    The usual way is to pad, view and slice. It copies twice the size of the output, and
+    a compiler cannot prove its sizes for an unknown number of items: one item would be
+    a further graph.
 
     Source: appendix B of Transformer-XL (https://arxiv.org/abs/1901.02860), as
     `_rel_shift` of transformers' modeling_parakeet.py, cut off after n keys.
