@@ -230,6 +230,22 @@ EAGER = {
 }
 """Architecture -> why its encoder stays eager. vLLM's own class serves it."""
 
+REWRITES = {
+    name: f"vllm_mmc.models.{module}:ENCODER_REWRITES"
+    for name, module in {
+        "CohereAsrForConditionalGeneration": "cohere_asr",
+        "FireRedASR2ForConditionalGeneration": "fireredasr2",
+        "GraniteSpeechForConditionalGeneration": "granite_speech",
+        "GraniteSpeechPlusForConditionalGeneration": "granite_speech",
+        "NemotronH_Nano_Omni_Reasoning_V3": "parakeet",
+        "NemotronH_Nano_VL_V2": "parakeet",
+        "NemotronH_Omni_Reasoning_V3": "parakeet",
+        "NemotronH_Super_Omni_Reasoning_V3": "parakeet",
+    }.items()
+}
+"""Architecture -> "module:NAME" of the classes that are exchanged before its encoder is
+surveyed (`EncoderPlan.classes`)."""
+
 
 def surveyed(
     multimodal: Iterable[str], known: Container[str], vllm_version: str

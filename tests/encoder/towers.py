@@ -5,6 +5,11 @@
 `TOWERS` by name; `CANNOT` has those that cannot be built or run on CPU, and why.
 """
 
+import importlib
+
+import torch.nn as nn
+
+from mmc_testing.census import CENSUS
 from tests.encoder import (
     towers_audio,
     towers_conformers,
@@ -12,8 +17,17 @@ from tests.encoder import (
     towers_native,
 )
 from tests.encoder.tower import Call, Tower, run, tower_config
+from vllm_mmc.catalog import REWRITES
 
-__all__ = ["CANNOT", "TOWERS", "Call", "Tower", "run", "tower_config"]
+__all__ = [
+    "CANNOT",
+    "TOWERS",
+    "Call",
+    "Tower",
+    "encoder_rewrites",
+    "run",
+    "tower_config",
+]
 
 TOWERS: dict[str, Tower] = (
     towers_fixed.TOWERS
@@ -21,6 +35,17 @@ TOWERS: dict[str, Tower] = (
     | towers_audio.TOWERS
     | towers_conformers.TOWERS
 )
+
+
+def encoder_rewrites(tower: str) -> dict[type[nn.Module], type[nn.Module]]:
+    """Returns the classes that architectures with this tower exchange."""
+    found: dict[type[nn.Module], type[nn.Module]] = {}
+    for architecture, path in REWRITES.items():
+        if tower in CENSUS[architecture]:
+            module, _, name = path.partition(":")
+            found |= getattr(importlib.import_module(module), name)
+    return found
+
 
 CANNOT: dict[str, str] = {
     "openpangu_vl": "OpenPanguVisionTransformer raises RuntimeError when it is built: "

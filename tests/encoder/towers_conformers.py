@@ -71,7 +71,7 @@ def _granite_clips(clips: int, frames: int) -> Inputs:
         ],
     ),
     {"GraniteSpeechConformerBlock": 4},
-    graphs=8,
+    graphs=1,
 )
 def granite_speech(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.granite_speech import GraniteSpeechCTCEncoder
@@ -82,23 +82,22 @@ def granite_speech(vllm_config: VllmConfig) -> nn.Module:
 @TOWERS.add(
     _granite_clips,
     Sizes(
-        survey=[(3, 113), (2, 7), (2, 50)],
+        survey=[(3, 113), (1, 7), (2, 50)],
         further=[
-            (2, 61),
+            (2, 60),
             (4, 33),
-            (3, 73),
-            (2, 45),
+            (1, 73),
+            (2, 40),
             (5, 91),
             (6, 41),
-            (2, 19),
-            (3, 58),
+            (1, 20),
+            (3, 1),
         ],
     ),
     {"GraniteSpeechConformerBlock": 4},
-    graphs=3,
+    graphs=1,
 )
 def granite_speech_plus(vllm_config: VllmConfig) -> nn.Module:
-    """As `granite_speech`; at sizes that leave a remainder of the context."""
     from vllm.model_executor.models.granite_speech_plus import (
         GraniteSpeechPlusCTCEncoder,
     )
@@ -161,7 +160,7 @@ def _parakeet_clips(*lengths: int) -> Inputs:
     }
 
 
-@TOWERS.add(_parakeet_clips, CLIPS, {"ParakeetEncoderBlock": 3}, graphs=3)
+@TOWERS.add(_parakeet_clips, CLIPS, {"ParakeetEncoderBlock": 3}, graphs=1)
 def parakeet(vllm_config: VllmConfig) -> nn.Module:
     return ParakeetEncoder(
         ParakeetEncoderConfig(
@@ -185,7 +184,7 @@ def parakeet(vllm_config: VllmConfig) -> nn.Module:
     mel_batches(80, frames_first=True),
     CLIPS,
     {"RelPosEmbConformerBlock": 3},
-    graphs=5,
+    graphs=1,
 )
 def fireredasr2(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.conformer_encoder import ConformerEncoder
@@ -211,7 +210,7 @@ def fireredasr2(vllm_config: VllmConfig) -> nn.Module:
         ],
     ),
     {"ConformerLayer": 3},
-    graphs=3,
+    graphs=1,
 )
 def cohere_asr(vllm_config: VllmConfig) -> nn.Module:
     with stand_ins.torchaudio():

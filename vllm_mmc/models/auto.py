@@ -2,7 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """`CompiledX` for each multimodal class X of vLLM without model code in this package.
 
-A row of the catalogue with a `mixin` gets that mixin; any other encoder is surveyed.
+A row of the catalogue with a `mixin` gets that mixin; any other encoder is surveyed,
+after the classes that the catalogue's `REWRITES` name have been exchanged.
 
 The classes are made when they are asked for: vLLM's registry, its inspection process
 and its workers do `getattr(module, name)`. vLLM stores facts about a class under the
@@ -19,10 +20,10 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import supports_multimodal
 from vllm.model_executor.models.registry import _VLLM_MODELS
 
-from vllm_mmc.catalog import CATALOG, CatalogEntry
+from vllm_mmc.catalog import CATALOG, REWRITES
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
-from vllm_mmc.encoder.install import in_place_of
+from vllm_mmc.encoder.install import EncoderPlan, in_place_of
 from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
 
 _PREFIX = "Compiled"
@@ -77,8 +78,8 @@ def stock_class(architecture: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _mixin(entry: CatalogEntry) -> Any:
-    module, _, name = (entry.mixin or "").partition(":")
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
@@ -88,7 +89,8 @@ def __getattr__(name: str) -> Any:
     if name in globals():
         return globals()[name]  # asked for with a suffix
     if (entry := _ROWS.get(name)) is not None:
-        bases = (_mixin(entry), stock_class(entry.architecture))
+        assert entry.mixin is not None
+        bases = (_imported(entry.mixin), stock_class(entry.architecture))
         return _made(name, name, bases)
     if architecture == name or not (architecture in _VLLM_MODELS or "+" in origin):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -103,12 +105,15 @@ def __getattr__(name: str) -> Any:
 
 
 def _surveyed(stock: Any, name: str) -> Any:
+    rewrites = REWRITES.get(name.removeprefix(_PREFIX))
+    plan = EncoderPlan(classes=_imported(rewrites)) if rewrites else EncoderPlan()
     # vLLM's drafters know classes by `__name__`.
-    return _made(name, stock.__name__, (_Module, AutoCompiledEncoder, stock))
+    bases = (_Module, AutoCompiledEncoder, stock)
+    return _made(name, stock.__name__, bases, encoder_plan=plan)
 
 
-def _made(name: str, class_name: str, bases: tuple[Any, ...]) -> Any:
-    attributes = {
+def _made(name: str, class_name: str, bases: tuple[Any, ...], **attributes: Any) -> Any:
+    attributes |= {
         "__module__": __name__,
         "__qualname__": name,  # pickle looks for this name
         "__doc__": f"vLLM's {bases[-1].__name__} with its encoder compiled.",
