@@ -13,7 +13,7 @@ from vllm.model_executor.models import registry
 from mmc_testing.census import CENSUS, NO_TOWER, REMARKS
 from mmc_testing.recipes import RECIPES, Recipe
 from tests.encoder.towers import CANNOT, TOWERS
-from vllm_mmc.catalog import CATALOG, EAGER, surveyed
+from vllm_mmc.catalog import CATALOG, EAGER, REWRITES, surveyed
 from vllm_mmc.compat.vllm_version import TESTED
 from vllm_mmc.settings import Settings, variable
 
@@ -124,7 +124,7 @@ Transformers, and run it in engines: see [supported models](supported-models.md)
 
 ## Compiled by survey
 
-The package has no file for these. Before the first request, it runs vLLM's own encoder
+The package has no model for these. Before the first request, it runs vLLM's own encoder
 on dummy inputs of several sizes. It looks for blocks that repeat with equal structure,
 and for the dimensions that vary. Then it compiles each kind of block once. What it
 cannot compile stays eager, and the log says why. By default the first call of each
@@ -207,6 +207,9 @@ def architectures() -> str:
         blocks = dict.fromkeys(f"`{block}`" for t in built for block in t.blocks)
         remarks = [f"not tested: {why}" for why in cannot]
         remarks += (r[name] for r in (NO_TOWER, REMARKS) if name in r)
+        if name in REWRITES:
+            module = REWRITES[name].partition(":")[0]
+            remarks.append(f"classes of `{module}` take the place of stock's first")
         columns = (
             f"`{name}`",
             ", ".join(blocks),

@@ -230,6 +230,15 @@ EAGER = {
 }
 """Architecture -> why its encoder stays eager. vLLM's own class serves it."""
 
+_GEMMA4_AUDIO = "vllm_mmc.models.gemma_audio:GEMMA4"
+
+REWRITES = {
+    "EmbeddingGemma2Model": _GEMMA4_AUDIO,
+    "Gemma3nForConditionalGeneration": "vllm_mmc.models.gemma_audio:GEMMA3N",
+    "Gemma4ForConditionalGeneration": _GEMMA4_AUDIO,
+}
+"""Architecture that is surveyed -> "module:NAME" of its `encoder_rewrites`."""
+
 
 def surveyed(
     multimodal: Iterable[str], known: Container[str], vllm_version: str

@@ -38,8 +38,6 @@ HEAVY = {
     "cohere_asr",
     "deepencoder_sam",
     "fireredasr2",
-    "gemma3n_audio",
-    "gemma4_audio",
     "granite_speech",
     "granite_speech_plus",
     "parakeet",

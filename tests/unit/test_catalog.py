@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from vllm_mmc.catalog import CATALOG, CatalogEntry
+from vllm_mmc.catalog import CATALOG, REWRITES, CatalogEntry, surveyed
+from vllm_mmc.models import auto
 
 every_entry = pytest.mark.parametrize("entry", CATALOG, ids=lambda e: e.architecture)
 
@@ -57,3 +58,13 @@ def test_there_is_a_checkpoint_of_each_family(entry: CatalogEntry) -> None:
 @every_entry
 def test_the_row_says_what_stock_compiles(entry: CatalogEntry) -> None:
     assert entry.stock
+
+
+@pytest.mark.parametrize("architecture", REWRITES)
+def test_rewrites_are_subclasses_of_stock_classes(architecture: str) -> None:
+    assert architecture in surveyed([architecture], [architecture], "1")
+    rewrites = getattr(auto, f"Compiled{architecture}").encoder_rewrites
+    assert rewrites
+    for stock, rewrite in rewrites.items():
+        assert issubclass(rewrite, stock)
+        assert rewrite.__name__ == f"Compiled{stock.__name__}"

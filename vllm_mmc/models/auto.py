@@ -2,7 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """`CompiledX` for each multimodal class X of vLLM without model code in this package.
 
-A row of the catalogue with a `mixin` gets that mixin; any other encoder is surveyed.
+A row of the catalogue with a `mixin` gets that mixin; any other encoder is surveyed,
+some after `REWRITES` of the catalogue.
 
 The classes are made when they are asked for: vLLM's registry, its inspection process
 and its workers do `getattr(module, name)`. A suffix after "@" is ignored: vLLM caches
@@ -18,13 +19,13 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import supports_multimodal
 from vllm.model_executor.models.registry import _VLLM_MODELS
 
-from vllm_mmc.catalog import CATALOG, CatalogEntry
+from vllm_mmc.catalog import CATALOG, REWRITES
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
 from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
 
 _PREFIX = "Compiled"
-_ROWS = {entry.compiled_architecture: entry for entry in CATALOG if entry.mixin}
+_ROWS = {e.compiled_architecture: (e.architecture, e.mixin) for e in CATALOG if e.mixin}
 
 
 class AutoCompiledEncoder(SupportsCompiledEncoder):
@@ -74,8 +75,8 @@ def stock_class(architecture: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _mixin(entry: CatalogEntry) -> Any:
-    module, _, name = (entry.mixin or "").partition(":")
+def _named(reference: str) -> Any:
+    module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
@@ -84,9 +85,9 @@ def __getattr__(name: str) -> Any:
     architecture = name.removeprefix(_PREFIX)
     if name in globals():
         return globals()[name]  # asked for with a suffix
-    if (entry := _ROWS.get(name)) is not None:
-        bases = (_mixin(entry), stock_class(entry.architecture))
-        return _made(name, name, bases)
+    if name in _ROWS:
+        architecture, mixin = _ROWS[name]
+        return _made(name, name, (_named(mixin), stock_class(architecture)))
     if architecture == name or architecture not in _VLLM_MODELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     stock = stock_class(architecture)
@@ -96,12 +97,15 @@ def __getattr__(name: str) -> Any:
 
 
 def _surveyed(stock: Any, name: str) -> Any:
+    rewrites = REWRITES.get(stock.__name__)
+    attributes = {"encoder_rewrites": _named(rewrites)} if rewrites else {}
     # vLLM's drafters know classes by `__name__`.
-    return _made(name, stock.__name__, (_Module, AutoCompiledEncoder, stock))
+    bases = _Module, AutoCompiledEncoder, stock
+    return _made(name, stock.__name__, bases, **attributes)
 
 
-def _made(name: str, class_name: str, bases: tuple[Any, ...]) -> Any:
-    attributes = {
+def _made(name: str, class_name: str, bases: tuple[Any, ...], **attributes: Any) -> Any:
+    attributes |= {
         "__module__": __name__,
         "__qualname__": name,  # pickle looks for this name
         "__doc__": f"vLLM's {bases[-1].__name__} with its encoder compiled.",
