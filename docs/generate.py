@@ -124,7 +124,7 @@ Transformers, and run it in engines: see [supported models](supported-models.md)
 
 ## Compiled by survey
 
-The package has no class for these. Before the first request, it runs vLLM's own encoder
+The package has no model for these. Before the first request, it runs vLLM's own encoder
 on dummy inputs of several sizes. It looks for blocks that repeat with equal structure,
 and for the dimensions that vary. Then it compiles each kind of block once. What it
 cannot compile stays eager, and the log says why. By default the first call of each

@@ -234,7 +234,10 @@ REWRITES = {
     name: f"vllm_mmc.models.{module}:ENCODER_REWRITES"
     for name, module in {
         "CohereAsrForConditionalGeneration": "cohere_asr",
+        "EmbeddingGemma2Model": "gemma_audio",
         "FireRedASR2ForConditionalGeneration": "fireredasr2",
+        "Gemma3nForConditionalGeneration": "gemma_audio",
+        "Gemma4ForConditionalGeneration": "gemma_audio",
         "GraniteSpeechForConditionalGeneration": "granite_speech",
         "GraniteSpeechPlusForConditionalGeneration": "granite_speech",
         "NemotronH_Nano_Omni_Reasoning_V3": "parakeet",

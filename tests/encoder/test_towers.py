@@ -44,7 +44,7 @@ TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 16 * 2**-8}
 
 # Ten seconds and more each: conformers whose graphs depend on remainders of lengths,
 # and windows of pictures of any height and width.
-HEAVY = {"deepencoder_sam", "gemma3n_audio", "gemma4_audio"}
+HEAVY = {"deepencoder_sam"}
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ())
     for name in TOWERS

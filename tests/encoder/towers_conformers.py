@@ -26,8 +26,9 @@ from tests.encoder.tower import (
     keep_mask,
     mel_batches,
     with_model,
-    without_onednn,
 )
+from vllm_mmc.compilation.decorators import adopt
+from vllm_mmc.models.gemma_audio import GEMMA3N, GEMMA4
 
 TOWERS = Towers()
 
@@ -112,9 +113,10 @@ def _gemma3n_clips(*lengths: int) -> Inputs:
     return (mels, ~keep_mask(frames, lengths)), {}
 
 
-@TOWERS.add(_gemma3n_clips, CLIPS, {"Gemma3nAudioConformerBlock": 3}, graphs=6)
+@TOWERS.add(_gemma3n_clips, CLIPS, {"CompiledGemma3nAudioConformerBlock": 3}, graphs=1)
 def gemma3n_audio(vllm_config: VllmConfig) -> nn.Module:
-    return AutoModel.from_config(
+    """Ours; tests/models/test_gemma_audio.py compares it with Hugging Face's."""
+    tower = AutoModel.from_config(
         Gemma3nAudioConfig(
             hidden_size=64,
             conf_num_attention_heads=4,
@@ -125,6 +127,7 @@ def gemma3n_audio(vllm_config: VllmConfig) -> nn.Module:
             conf_attention_context_left=13,
         )
     )
+    return adopt(tower, GEMMA3N, vllm_config)
 
 
 def _gemma4_clips(*lengths: int) -> Inputs:
@@ -133,8 +136,9 @@ def _gemma4_clips(*lengths: int) -> Inputs:
     return (mels, keep_mask(frames, lengths)), {}
 
 
-@TOWERS.add(_gemma4_clips, CLIPS, {"Gemma4AudioLayer": 3}, graphs=8)
+@TOWERS.add(_gemma4_clips, CLIPS, {"CompiledGemma4AudioLayer": 3}, graphs=1)
 def gemma4_audio(vllm_config: VllmConfig) -> nn.Module:
+    """Ours; tests/models/test_gemma_audio.py compares it with Hugging Face's."""
     from vllm.model_executor.models.gemma4_mm import recursive_replace_linear
 
     tower = AutoModel.from_config(
@@ -148,8 +152,7 @@ def gemma4_audio(vllm_config: VllmConfig) -> nn.Module:
     )
     tower.post_init()
     recursive_replace_linear(tower, None, prefix="audio_tower")
-    ends = [layer.lconv1d.linear_end.linear for layer in tower.layers]
-    return without_onednn(tower, *ends)
+    return adopt(tower, GEMMA4, vllm_config)
 
 
 def _parakeet_clips(*lengths: int) -> Inputs:
