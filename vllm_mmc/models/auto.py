@@ -27,7 +27,7 @@ from vllm_mmc.encoder.install import EncoderPlan, in_place_of
 from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
 
 _PREFIX = "Compiled"
-_ROWS = {e.compiled_architecture: (e.architecture, e.mixin) for e in CATALOG if e.mixin}
+_ROWS = {entry.compiled_architecture: entry for entry in CATALOG if entry.mixin}
 
 
 class AutoCompiledEncoder(SupportsCompiledEncoder):
