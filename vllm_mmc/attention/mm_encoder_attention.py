@@ -16,6 +16,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from vllm_mmc.attention import cpu_kernel
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
+from vllm_mmc.compat import symbols
 
 logger = init_logger(__name__)
 
@@ -139,10 +140,13 @@ def use_our_attention(root: nn.Module) -> None:
     either, unless they are subclasses of ours already. Call this while vLLM builds the
     model, because the current configuration decides.
     """
+    if not symbols.usable(symbols.FORWARD_METHOD, symbols.DISPATCH_FORWARD):
+        return
     for module in root.modules():
         if type(module) is stock.MMEncoderAttention:
             module.__class__ = MMEncoderAttention
         if isinstance(module, MMEncoderAttention):
             module._choose()
             # Bound when it was built, see CustomOp.__init__.
-            module._forward_method = module.dispatch_forward(compile_native=False)
+            dispatch_forward = symbols.DISPATCH_FORWARD.of(module)
+            symbols.FORWARD_METHOD.set(module, dispatch_forward(compile_native=False))

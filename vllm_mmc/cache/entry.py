@@ -86,7 +86,7 @@ def entry_for(
         re.sub(r"[^\w.]|^\.", "_", region),
         {**environment.factors, **factors},
         {**environment.details, **details},
-        portable and not envs.VLLM_DISABLE_COMPILE_CACHE,
+        portable and environment.doubt is None and not envs.VLLM_DISABLE_COMPILE_CACHE,
     )
 
 

@@ -12,7 +12,6 @@ import torch.nn as nn
 from vllm.compilation import backends
 from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import (
-    IGNORE_COMPILE_KEY,
     ignore_torch_compile,
     should_torch_compile_mm_encoder,
 )
@@ -21,6 +20,7 @@ from vllm.forward_context import get_forward_context, is_forward_context_availab
 from vllm.logger import init_logger
 from vllm.sequence import IntermediateTensors
 
+from vllm_mmc.compat import symbols
 from vllm_mmc.compilation.region import RegionSpec, ShapeInvariants
 from vllm_mmc.compilation.shared_graph import shared_graph
 from vllm_mmc.settings import Settings
@@ -169,12 +169,13 @@ def _dims(dims: int | Sequence[int] | Mapping[int, str]) -> dict[int, str | None
 
 
 _SPEC = "_mmc_region_spec"
+_IGNORED = symbols.IGNORE_COMPILE.find() or "_ignore_compile_vllm"
 
 
 def _own_spec(cls: type) -> tuple[RegionSpec, EnableIf | None] | None:
     """The nearest decoration of `cls` or a parent; None if ignored in between."""
     for base in cls.__mro__:
-        if base.__dict__.get(IGNORE_COMPILE_KEY) is True:
+        if base.__dict__.get(_IGNORED) is True:
             return None
         if _SPEC in base.__dict__:
             return base.__dict__[_SPEC]
@@ -198,11 +199,11 @@ def _init_region(
         or not (enable_if is None or enable_if(vllm_config))
     )
     module._mmc_shared_graph = None
-    module._mmc_tag = backends.model_tag, backends.model_is_encoder
+    module._mmc_tag = _current_tag()
     Settings.of(vllm_config)  # a setting that is not allowed is an error here
 
 
-def _tagged(spec: RegionSpec, tag: str, is_encoder: bool) -> RegionSpec:
+def _tagged(spec: RegionSpec, tag: str | None, is_encoder: bool) -> RegionSpec:
     """What vLLM's `set_model_tag` said, if the module was built inside of one."""
     if tag == _NO_TAG:
         return spec
@@ -211,7 +212,14 @@ def _tagged(spec: RegionSpec, tag: str, is_encoder: bool) -> RegionSpec:
     )
 
 
-_NO_TAG = backends.model_tag
+def _current_tag() -> tuple[str | None, bool]:
+    """The tag of the `set_model_tag` that we are in, and whether it is an encoder's."""
+    if not symbols.usable(symbols.MODEL_TAG, symbols.MODEL_IS_ENCODER):
+        return None, False
+    return symbols.MODEL_TAG.of(backends), symbols.MODEL_IS_ENCODER.of(backends)
+
+
+_NO_TAG, _ = _current_tag()
 
 
 def _compile_class(cls: _C, spec: RegionSpec, enable_if: EnableIf | None) -> _C:
@@ -255,7 +263,7 @@ def _compile_class(cls: _C, spec: RegionSpec, enable_if: EnableIf | None) -> _C:
         cls._mmc_shape_invariants = staticmethod(spec.shape_invariants)
     # A parent that vLLM's decorator compiles must not do so for our class. What
     # `ignore_torch_compile` sets is True.
-    setattr(cls, IGNORE_COMPILE_KEY, "compiled by vllm_mmc")
+    setattr(cls, _IGNORED, "compiled by vllm_mmc")
     cls.__init__ = __init__
     cls.__call__ = __call__
     return cls

@@ -23,13 +23,14 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
 
 from vllm_mmc.attention.mm_encoder_attention import use_our_attention
+from vllm_mmc.compat import symbols
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters, table
 from vllm_mmc.compilation.decorators import (
     adopt,
     should_torch_compile_mm_encoder,
 )
-from vllm_mmc.encoder.audio_input import AudioValidationMixin, with_audio_validation
+from vllm_mmc.encoder.audio_input import AudioValidationMixin, validate_audio
 from vllm_mmc.encoder.model import compile_by_survey
 from vllm_mmc.encoder.on_meta import BuildOnMeta
 from vllm_mmc.encoder.survey import Survey
@@ -59,6 +60,8 @@ class SupportsCompiledEncoder(SupportsMultiModal):
     names in the checkpoint."""
     audio_validation: ClassVar[type[AudioValidationMixin]] = AudioValidationMixin
     """The checks of a request's audio."""
+    needs: ClassVar[tuple[symbols.Symbol, ...]] = ()
+    """Private names of vLLM without which the encoder stays stock."""
     encoder_eager_because: str | None = "compile_mm_encoder is off"
     """Why the encoder is not compiled, in words for the user; None if it is."""
     encoder_survey: Survey | None = None
@@ -66,11 +69,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        factories = getattr(cls, "_processor_factory", None)  # the stock class's
-        if factories is not None:
-            cls._processor_factory = with_audio_validation(
-                factories, cls.audio_validation
-            )
+        validate_audio(cls, cls.audio_validation)
 
     @contextmanager
     def _mark_tower_model(
@@ -81,7 +80,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             with marked:
                 yield
             return
-        reason = _why_not(vllm_config)
+        reason = _why_not(vllm_config, *self.needs)
         replaced = self.native_encoders if reason is None else ()
         with marked, stock_compile_off(vllm_config), BuildOnMeta(replaced):
             yield
@@ -135,7 +134,8 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             # A sharded embedding compiles a kernel of its own, which would be compiled
             # again for one token. `detach`: a mark stays on its tensor.
             ids = ids.detach()
-            torch._dynamo.decorators.mark_unbacked(ids, 0)
+            if (mark_unbacked := symbols.MARK_UNBACKED.find()) is not None:
+                mark_unbacked(ids, 0)
             return embed_input_ids(ids)
 
         return super()._embed_text_input_ids(
@@ -173,15 +173,16 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             return
         if not should_torch_compile_mm_encoder(vllm_config):
             return
-        self.encoder_eager_because = _why_not(vllm_config)
+        self.encoder_eager_because = _why_not(vllm_config, *self.needs)
         if self.encoder_eager_because is None:
-            language_model = {n.partition(".")[0] for n in self._language_model_names}
+            names = symbols.LANGUAGE_NAMES.of(self)
+            language_model = {n.partition(".")[0] for n in names}
             others = [n for n, _ in self.named_children() if n not in language_model]
             self._compile_roots(self.encoder_roots() or others, vllm_config)
 
     def encoder_roots(self) -> list[str]:
         """The modules to compile below: those that stock has marked as a tower."""
-        return list(self._tower_model_names)
+        return list(symbols.TOWER_NAMES.of(self))
 
     def _before_first(self, _: Any) -> None:
         self._warm_up_hook.remove()
@@ -279,7 +280,7 @@ def _encoder_budget(vllm_config: VllmConfig) -> int | None:
     ).get_encoder_budget()
 
 
-def _why_not(vllm_config: VllmConfig) -> str | None:
+def _why_not(vllm_config: VllmConfig, *needs: symbols.Symbol) -> str | None:
     mode = vllm_config.compilation_config.mode
     if mode in (CompilationMode.NONE, CompilationMode.STOCK_TORCH_COMPILE):
         return f"compilation mode {mode} compiles no encoder"
@@ -288,4 +289,4 @@ def _why_not(vllm_config: VllmConfig) -> str | None:
         return "adapters replace its layers (enable_tower_connector_lora)"
     if get_offloader().supports_tower_offload:
         return "its weights are offloaded"
-    return None
+    return symbols.absent(symbols.TOWER_NAMES, symbols.LANGUAGE_NAMES, *needs)

@@ -16,9 +16,9 @@ from typing import Any
 import torch.nn as nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import supports_multimodal
-from vllm.model_executor.models.registry import _VLLM_MODELS
 
 from vllm_mmc.catalog import CATALOG, CatalogEntry
+from vllm_mmc.compat import symbols
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
 from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
@@ -67,8 +67,9 @@ def stock_class(architecture: str) -> Any:
 
     Raises:
         KeyError: vLLM has none of that name.
+        AbsentSymbolError: vLLM keeps its table of models in another form.
     """
-    module, name = _VLLM_MODELS[architecture]
+    module, name = symbols.VLLM_MODELS.need()[architecture]
     if not module.startswith("vllm."):
         module = f"vllm.model_executor.models.{module}"
     return getattr(importlib.import_module(module), name)
@@ -87,7 +88,7 @@ def __getattr__(name: str) -> Any:
     if (entry := _ROWS.get(name)) is not None:
         bases = (_mixin(entry), stock_class(entry.architecture))
         return _made(name, name, bases)
-    if architecture == name or architecture not in _VLLM_MODELS:
+    if architecture == name or architecture not in (symbols.VLLM_MODELS.find() or ()):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     stock = stock_class(architecture)
     if not supports_multimodal(stock):

@@ -17,6 +17,7 @@ from vllm.model_executor.models.kimi_audio import (
     KimiAudioWhisperEncoder,
 )
 
+from vllm_mmc.compat import symbols
 from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import pad_items, starts
 from vllm_mmc.models.whisper import (
@@ -62,6 +63,7 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
 class CompiledKimiAudioForConditionalGeneration(
     SupportsCompiledEncoder, KimiAudioForConditionalGeneration
 ):
+    needs = (symbols.WHISPER_WEIGHTS,)
     encoder_regions = ENCODER_REGIONS | {
         KimiAudioWhisperEncoder: CompiledKimiAudioWhisperEncoder
     }

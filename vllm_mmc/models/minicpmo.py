@@ -25,6 +25,7 @@ from vllm.model_executor.models.minicpmo import (
 from vllm.model_executor.models.whisper import WhisperEncoderAttention
 
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
+from vllm_mmc.compat import symbols
 from vllm_mmc.encoder.audio_input import AudioValidationMixin
 from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import Ints, mean_pool, one_item, starts
@@ -124,6 +125,7 @@ class MiniCPMOAudioValidation(AudioValidationMixin):
 class SupportsCompiledMiniCPMWhisper(SupportsCompiledEncoder):
     audio_validation = MiniCPMOAudioValidation
     encoder_regions = ENCODER_REGIONS
+    needs = (symbols.WHISPER_WEIGHTS,)
     native_encoders = {MiniCPMWhisperEncoder: CompiledMiniCPMWhisperEncoder}
 
     def encoder_roots(self) -> list[str]:

@@ -22,6 +22,7 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 )
 from vllm.model_executor.models.utils import WeightsMapper
 
+from vllm_mmc.compat import symbols
 from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import (
     Lengths,
@@ -79,6 +80,7 @@ class CompiledQwen2_5OmniThinkerForConditionalGeneration(
     SupportsCompiledEncoder, Qwen2_5OmniThinkerForConditionalGeneration
 ):
     encoder_regions = whisper.ENCODER_REGIONS | qwen2_5_vl.ENCODER_REGIONS
+    needs = (symbols.WHISPER_WEIGHTS,)
     native_encoders = {Qwen2_5OmniAudioEncoder: CompiledQwen2_5OmniAudioEncoder}
 
     def _process_audio_input(

@@ -14,6 +14,7 @@ from vllm.model_executor.models.qwen2_audio import (
     Qwen2AudioInputs,
 )
 
+from vllm_mmc.compat import symbols
 from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import Lengths, host_lengths, mean_pool
 from vllm_mmc.models.whisper import (
@@ -51,6 +52,7 @@ class CompiledQwen2AudioForConditionalGeneration(
     SupportsCompiledEncoder, Qwen2AudioForConditionalGeneration
 ):
     encoder_regions = ENCODER_REGIONS
+    needs = (symbols.WHISPER_WEIGHTS,)
     native_encoders = {Qwen2AudioEncoder: CompiledQwen2AudioEncoder}
 
     def _process_audio_input(
