@@ -13,13 +13,13 @@ import re
 import threading
 import types
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 from vllm.compilation.counter import compilation_counter
-from vllm.compilation.monitor import monitor_torch_compile
 from vllm.config import CompilationConfig, CUDAGraphMode, VllmConfig
 from vllm.config.compilation import DynamicShapesType
 from vllm.sequence import IntermediateTensors
@@ -96,8 +96,6 @@ def compile_region(
     if backend == "inductor":
         options |= config.inductor_compile_config
     dynamic_shapes = config.dynamic_shapes_config
-    # vLLM 0.31 does not take it.
-    tag = {"tag": spec.name} if symbols.MONITOR_TAG.absent() is None else {}
     if (constrain_strides := symbols.STRIDES.find()) is not None:
         constrain_strides()
     with (
@@ -107,7 +105,7 @@ def compile_region(
             or dynamic_shapes.type == DynamicShapesType.BACKED_SIZE_OBLIVIOUS,
             assume_32bit_indexing=dynamic_shapes.assume_32_bit_indexing,
         ),
-        monitor_torch_compile(vllm_config, is_encoder=spec.is_encoder, **tag),
+        _monitored(spec, vllm_config),
         output_hooks.taken_off(module) if spec.surveyed else contextlib.nullcontext(),
     ):
         signature = Signature(spec.forward(module).__func__)
@@ -125,6 +123,17 @@ def compile_region(
         compiled = compile_(traced).aot_compile((args, kwargs))
     compilation_counter.num_aot_compiles += 1
     return graph_of(compiled), compiled
+
+
+def _monitored(
+    spec: RegionSpec, vllm_config: VllmConfig
+) -> AbstractContextManager[Any]:
+    """vLLM's clock of compilations."""
+    if (monitor := symbols.MONITOR.find()) is None:
+        return contextlib.nullcontext()
+    # vLLM 0.31 takes no tag.
+    tag = {"tag": spec.name} if symbols.MONITOR_TAG.absent() is None else {}
+    return monitor(vllm_config, is_encoder=spec.is_encoder, **tag)
 
 
 def _traced_only(

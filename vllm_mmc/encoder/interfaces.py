@@ -289,4 +289,5 @@ def _why_not(vllm_config: VllmConfig, *needs: symbols.Symbol) -> str | None:
         return "adapters replace its layers (enable_tower_connector_lora)"
     if get_offloader().supports_tower_offload:
         return "its weights are offloaded"
-    return symbols.absent(symbols.TOWER_NAMES, symbols.LANGUAGE_NAMES, *needs)
+    towers = symbols.MARK_TOWER, symbols.TOWER_NAMES, symbols.LANGUAGE_NAMES
+    return symbols.absent(*towers, *needs)
