@@ -205,7 +205,7 @@ def _init_region(
 
 def _tagged(spec: RegionSpec, tag: str | None, is_encoder: bool) -> RegionSpec:
     """What vLLM's `set_model_tag` said, if the module was built inside of one."""
-    if tag == _NO_TAG:
+    if tag in (None, _NO_TAG):
         return spec
     return dataclasses.replace(
         spec, name=f"{tag}.{spec.name}", is_encoder=spec.is_encoder or is_encoder
