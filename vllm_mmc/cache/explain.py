@@ -32,7 +32,10 @@ def why_missed(entry: Entry, changed: Changed) -> list[str] | None:
     if (reason := symbols.HASH_FACTORS.absent()) is not None:
         return [f"nothing is kept: {reason}"]
     if not entry.enabled:
-        return ["nothing is kept: an attribute can be told by its identity only"]
+        reason = (
+            "an attribute can be told by its identity only, or use_aot_compile=False"
+        )
+        return [f"nothing is kept: {reason}"]
     if entry.directory.exists():
         try:
             return _why_unused(entry.directory, changed)

@@ -60,6 +60,7 @@ def support_torch_compile(
     mark_unbacked_dims: Mapping[str, int | Sequence[int]] | None = None,
     enable_if: EnableIf | None = None,
     is_encoder: bool = False,
+    use_aot_compile: bool = True,
     shape_invariants: ShapeInvariants | None = None,
 ) -> Callable[[_C], _C]: ...
 
@@ -71,12 +72,13 @@ def support_torch_compile(
     mark_unbacked_dims: Mapping[str, int | Sequence[int]] | None = None,
     enable_if: EnableIf | None = None,
     is_encoder: bool = False,
+    use_aot_compile: bool = True,
     shape_invariants: ShapeInvariants | None = None,
 ) -> Callable[[_C], _C] | _C:
     """Compile `forward` of a class; instances of equal structure share the result.
 
-    A superset of `vllm.compilation.decorators.support_torch_compile` (vLLM 0.32):
-    the arguments mean the same and bad ones raise the same errors.
+    A superset of `vllm.compilation.decorators.support_torch_compile` (vLLM 0.31 to
+    0.33): the arguments mean the same and bad ones raise the same errors.
 
     Args:
         dynamic_arg_dims: Argument of `forward` -> its dimensions that vary between
@@ -88,6 +90,7 @@ def support_torch_compile(
             size: the graph is not specialised on 0 or 1, whatever the first call.
         enable_if: Decides from the `VllmConfig` whether to compile at all.
         is_encoder: The class is part of a multimodal encoder.
+        use_aot_compile: False keeps nothing of this class in the compile cache.
         shape_invariants: Takes the arguments of `forward` (without self) and states
             with `torch._check` how their sizes are related. It is compiled in before
             `forward`, and checked at every call: a violation is a ValueError.
@@ -126,6 +129,7 @@ def support_torch_compile(
                 name: list(_dims(d)) for name, d in (mark_unbacked_dims or {}).items()
             },
             is_encoder=is_encoder,
+            use_aot_compile=use_aot_compile,
             shape_invariants=shape_invariants,
         )
         return _compile_class(cls, spec, enable_if)

@@ -275,7 +275,7 @@ class SharedGraph:
             },
             {"structure": {"description": repr(self.structure.description)}},
             vllm_config,
-            portable=self.structure.portable,
+            portable=self.structure.portable and self.spec.use_aot_compile,
         )
 
     def _load_or_compile(
