@@ -16,7 +16,7 @@ import torch.nn as nn
 from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 
 from vllm_mmc.cache import entry as entries
-from vllm_mmc.cache import key
+from vllm_mmc.cache import key, work_directory
 from vllm_mmc.compat import symbols
 from vllm_mmc.compat.symbols import Symbol
 from vllm_mmc.compilation import shared_graph
@@ -119,6 +119,7 @@ OPTIONAL = {
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_a_warm_start_loads(name: str, kept: Path, remove: Remove) -> None:
     before = state(kept)
+    work_directory._check_vector_instructions.cache_clear()
     remove(getattr(symbols, name))
     with (
         mock.patch.dict(key._environments, clear=True),
@@ -234,9 +235,11 @@ def test_nothing_is_kept_without_a_key(kept: Path, remove: Remove) -> None:
 
 
 def test_without_the_keys_a_call_with_gradients_is_right(
-    kept: Path, remove: Remove
+    kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove(symbols.EXCLUDED_KEYS)
+    monkeypatch.delattr(torch._C, "_ExcludeDispatchKeyGuard")
+    symbols._look_up.cache_clear()
+    monkeypatch.setattr(symbols, "_look_up", symbols._look_up.__wrapped__)
     with mock.patch.dict(shared_graph._structures, clear=True):
         region, x = CompiledWithoutNames(), torch.randn(5, HIDDEN)
         for mode in (True, False):
