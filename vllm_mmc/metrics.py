@@ -23,11 +23,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from vllm_mmc.compat import symbols
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
-    from prometheus_client.mmap_dict import MmapedDict
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +90,10 @@ class EncoderCollector:
         return [CounterMetricFamily(PREFIX + name, HELP[name]) for name in HELP]
 
     def collect(self) -> Iterable["Metric"]:
-        from prometheus_client.multiprocess import MultiProcessCollector
-
         try:
             files = [file for file in _files_of_descendants() if _readable(file)]
-            return MultiProcessCollector.merge(files)
+            merged: Iterable[Metric] = symbols.MERGE_FILES.need()(files)
+            return merged
         except Exception as error:
             _warn("are not on /metrics", f"{type(error).__name__}: {error}")
             return []
@@ -109,17 +109,15 @@ def _expose() -> None:
 
 
 @functools.cache
-def _file_of(pid: int) -> "MmapedDict":
+def _file_of(pid: int) -> Any:
     """The file of this process, empty. (A forked process has another `pid`.)"""
-    from prometheus_client.mmap_dict import MmapedDict
-
     shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     directory = Path(shared) if shared else _private_directory()
     path = directory / f"counter_mmc_{pid}.db"
     # Under its name only when it can be read: a reader stumbles over an empty file.
     draft = path.with_suffix(".new")
     draft.unlink(missing_ok=True)
-    file = MmapedDict(str(draft))
+    file = symbols.MMAP_FILE.need()(str(draft))
     draft.replace(path)
     if not shared:  # vLLM removes its own directory
         Finalize(None, functools.partial(path.unlink, missing_ok=True), exitpriority=0)
@@ -128,11 +126,10 @@ def _file_of(pid: int) -> "MmapedDict":
 
 @functools.cache
 def _key(name: str) -> str:
-    from prometheus_client.mmap_dict import mmap_key
-
     metric = PREFIX + name
     text = HELP.get(name, f"Encoder {name.replace('_', ' ')}.")
-    return mmap_key(metric, f"{metric}_total", [], [], text)
+    key: str = symbols.MMAP_KEY.need()(metric, f"{metric}_total", [], [], text)
+    return key
 
 
 def _private_directory() -> Path:
@@ -187,10 +184,8 @@ def _files_of_descendants() -> Iterator[Path]:
 
 
 def _readable(file: Path) -> bool:
-    from prometheus_client.multiprocess import MultiProcessCollector
-
     try:
-        for metric in MultiProcessCollector.merge([file]):
+        for metric in symbols.MERGE_FILES.need()([file]):
             if not metric.name.startswith(PREFIX):
                 raise ValueError(f"not a counter of an encoder: {metric.name}")
     except Exception as error:

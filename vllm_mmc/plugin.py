@@ -17,8 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from vllm_mmc import __version__, metrics
-from vllm_mmc.catalog import AUTO_MODULE, CATALOG, compiled_name, surveyed
-from vllm_mmc.compat import envs, vllm_logging, vllm_version
+from vllm_mmc.catalog import (
+    AUTO_MODULE,
+    CATALOG,
+    CatalogEntry,
+    compiled_name,
+    surveyed,
+)
+from vllm_mmc.compat import envs, symbols, vllm_logging, vllm_version
 from vllm_mmc.settings import VARIABLES, Settings
 
 logger = logging.getLogger("vllm.plugins.mmc")
@@ -57,10 +63,10 @@ def _register() -> None:
             reason,
         )
         return
-    others = _register_models(settings)
+    entries, others = _register_models(settings)
     vllm_logging.join()
     metrics.expose()
-    served = "; ".join(f"{e.architecture} ({', '.join(e.regions)})" for e in CATALOG)
+    served = "; ".join(f"{e.architecture} ({', '.join(e.regions)})" for e in entries)
     if others:
         served += (
             f"; and {others} further architectures, after a survey of their encoders "
@@ -73,25 +79,30 @@ def _register() -> None:
     )
 
 
-def _register_models(settings: Settings) -> int:
-    """All of the catalogue, or nothing.
+def _register_models(settings: Settings) -> tuple[list[CatalogEntry], int]:
+    """All of the catalogue that this vLLM has, or nothing.
 
     Returns:
-        How many architectures without a row in the catalogue are surveyed.
+        The rows that are registered, and how many architectures without a row are
+        surveyed.
     """
     import vllm
     from vllm import ModelRegistry
-    from vllm.model_executor.models import registry
 
-    models = {e.architecture: e.model for e in CATALOG}
+    if symbols.usable(symbols.VLLM_MODELS, symbols.MULTIMODAL_MODELS):
+        known = symbols.VLLM_MODELS.need()
+        entries = [e for e in CATALOG if e.architecture in known]
+        others = surveyed(symbols.MULTIMODAL_MODELS.need(), known, vllm.__version__)
+    else:
+        # A row without a file needs the table to find the stock class.
+        entries, others = [e for e in CATALOG if e.mixin is None], {}
+    models = {e.architecture: e.model for e in entries}
     if settings.survey:
-        models |= surveyed(
-            registry._MULTIMODAL_MODELS, registry._VLLM_MODELS, vllm.__version__
-        )
+        models |= others
     before = dict(ModelRegistry.models)
     own = {}
-    if settings.survey and settings.survey_plugins:
-        unknown = {k: v for k, v in before.items() if k not in registry._VLLM_MODELS}
+    if others and settings.survey and settings.survey_plugins:
+        unknown = {k: v for k, v in before.items() if k not in known}
         own = _of_other_plugins(unknown)
     try:
         for architecture, model in models.items():
@@ -112,7 +123,7 @@ def _register_models(settings: Settings) -> int:
         ModelRegistry.models.clear()
         ModelRegistry.models.update(before)
         raise
-    return len(models) + len(own) - len(CATALOG)
+    return entries, len(models) + len(own) - len(entries)
 
 
 def _of_other_plugins(models: Mapping[str, Any]) -> dict[str, str]:

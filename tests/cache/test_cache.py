@@ -257,6 +257,21 @@ def test_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert entries() == before
 
 
+@support_torch_compile(
+    dynamic_arg_dims={"x": 0}, is_encoder=True, use_aot_compile=False
+)
+class CompiledNotKept(CompiledCached):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.weight).sin() * self.scale
+
+
+def test_a_class_that_is_not_kept() -> None:
+    for _ in range(2):
+        with counters.expect(graphs=1, artifact_loads=0, artifact_misses=0):
+            start_anew(1.0, CompiledNotKept)
+    assert entries(CompiledNotKept) == set()
+
+
 MODULE = """
 import os
 import torch

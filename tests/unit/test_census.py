@@ -48,6 +48,7 @@ def names(title: str) -> list[str]:
     return [row[0].strip("`") for row in rows(title)]
 
 
+@pytest.mark.pages
 def test_every_architecture_of_vllm_is_in_the_census() -> None:
     assert set(OUTSIDE_THE_MULTIMODAL_TABLE) <= set(registry._VLLM_MODELS)
     assert set(registry._MULTIMODAL_MODELS) <= set(CENSUS)
@@ -61,6 +62,7 @@ def test_draft_models_are_named_and_not_registered() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.pages
 def test_the_census_has_exactly_the_classes_that_support_multimodal_input() -> None:
     """A new vLLM fails here with the architectures that are missing."""
     multimodal, failed = set(), {}
@@ -96,6 +98,7 @@ def test_where_there_is_no_tower_the_reason_is_given() -> None:
     assert set(REMARKS) <= set(CENSUS)
 
 
+@pytest.mark.pages
 def test_the_page_has_one_line_for_each_architecture() -> None:
     by_file = names("Compiled by a file of this package")
     by_survey = names("Compiled by survey")

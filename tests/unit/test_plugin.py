@@ -40,7 +40,9 @@ def under_both_names(models: dict[str, str]) -> dict[str, str]:
     }
 
 
-BY_FILE = {entry.architecture: entry.model for entry in CATALOG}
+# A release may be without an architecture of the catalogue.
+KNOWN = [entry for entry in CATALOG if entry.architecture in registry._VLLM_MODELS]
+BY_FILE = {entry.architecture: entry.model for entry in KNOWN}
 SURVEYED = surveyed_with(vllm.__version__)
 EXPECTED = under_both_names(BY_FILE | SURVEYED)
 
@@ -263,11 +265,12 @@ def test_inspection_finds_what_the_stock_class_supports(
         from vllm_mmc.catalog import CATALOG
         from vllm_mmc.plugin import register
 
-        stock = {e: ModelRegistry.models[e.architecture] for e in CATALOG}
+        known = [e for e in CATALOG if e.architecture in ModelRegistry.models]
+        stock = {e: ModelRegistry.models[e.architecture] for e in known}
         register()
         config = SimpleNamespace(model_impl="auto", convert_type="none")
         pairs = []
-        for index, entry in enumerate(CATALOG):
+        for index, entry in enumerate(known):
             if index == 1:  # one in a process of its own, as vLLM does; the rest here
                 registry._run_in_subprocess = lambda function: function()
             expected = _ModelInfo.from_model_cls(stock[entry].load_model_cls())
@@ -279,9 +282,9 @@ def test_inspection_finds_what_the_stock_class_supports(
 
     pairs = in_vllm(scenario, VLLM_CACHE_ROOT=str(tmp_path)).value
     # vLLM wrote these files: the answers came from no older cache.
-    classes = {entry.model for entry in CATALOG}
+    classes = {entry.model for entry in KNOWN}
     assert len(list((tmp_path / "modelinfos").glob("vllm_mmc-*"))) == len(classes)
-    assert len(pairs) == 2 * len(CATALOG)
+    assert len(pairs) == 2 * len(KNOWN)
     for stock, ours in pairs:
         architecture = stock.pop("architecture")
         assert ours.pop("architecture") == f"Compiled{architecture}"
@@ -383,7 +386,7 @@ def test_an_untested_vllm_is_left_stock_and_told_why(in_vllm: InVllm) -> None:
     outcome = in_vllm(registry_changes_under_another_vllm)
     assert outcome.value == {}
     (line,) = outcome.lines()
-    assert "vLLM 0.33.0 is outside the tested range, 0.32 to below 0.33" in line
+    assert "vLLM 0.33.0 is outside the tested range, 0.31 to below 0.33" in line
     assert "set VLLM_MMC_ALLOW_UNTESTED_VLLM=1" in line
 
 
@@ -392,6 +395,46 @@ def test_an_untested_vllm_can_be_tried(in_vllm: InVllm) -> None:
     outcome = in_vllm(registry_changes_under_another_vllm, **env)
     assert outcome.value == under_both_names(BY_FILE | surveyed_with("0.33.0"))
     assert outcome.lines() == []
+
+
+def test_a_vllm_without_its_table_of_models(in_vllm: InVllm) -> None:
+    """Only what has a file here, which needs no table to find the stock class."""
+
+    def scenario() -> dict[str, str]:
+        from vllm import ModelRegistry
+        from vllm.model_executor.models import registry
+        from vllm.plugins import load_general_plugins
+
+        del registry._VLLM_MODELS
+        before = dict(ModelRegistry.models)
+        load_general_plugins()
+        return {
+            name: f"{model.module_name}:{model.class_name}"
+            for name, model in ModelRegistry.models.items()
+            if before.get(name) != model
+        }
+
+    expected = {e.architecture: e.model for e in KNOWN if e.mixin is None}
+    outcome = in_vllm(scenario)
+    assert outcome.value == under_both_names(expected)
+    assert "registry._VLLM_MODELS" in outcome.output
+
+
+def test_a_vllm_without_an_architecture_of_the_catalogue(in_vllm: InVllm) -> None:
+    def scenario() -> list[str]:
+        from vllm import ModelRegistry
+        from vllm.model_executor.models import registry
+
+        from vllm_mmc.plugin import register
+
+        for table in (registry._VLLM_MODELS, ModelRegistry.models):
+            table.pop("ClefOmniForJointSchema", None)
+        before = dict(ModelRegistry.models)
+        register()
+        return [n for n, m in ModelRegistry.models.items() if before.get(n) != m]
+
+    gone = {"ClefOmniForJointSchema", "CompiledClefOmniForJointSchema"}
+    assert set(in_vllm(scenario).value) == EXPECTED.keys() - gone
 
 
 def test_a_failure_half_way_leaves_vllm_stock(in_vllm: InVllm) -> None:
@@ -559,8 +602,8 @@ def test_one_line_when_an_engine_starts(in_vllm: InVllm) -> None:
     outcome = in_vllm(engine_start, VLLM_LOGGING_LEVEL="INFO")
     (line,) = outcome.lines()
     assert " INFO " in line
-    assert all(entry.architecture in line for entry in CATALOG)
-    assert all(region in line for entry in CATALOG for region in entry.regions)
+    assert all(entry.architecture in line for entry in KNOWN)
+    assert all(region in line for entry in KNOWN for region in entry.regions)
     assert f"; and {len(SURVEYED)} further architectures, after a survey" in line
     before, after = outcome.output.split("before logging")
     assert line not in before  # `vllm --version` prints a version and no more
@@ -570,7 +613,7 @@ def test_one_line_when_an_engine_starts(in_vllm: InVllm) -> None:
 def test_the_line_without_survey(in_vllm: InVllm) -> None:
     env = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_MMC_SURVEY": "0"}
     (line,) = in_vllm(engine_start, **env).lines()
-    assert all(entry.architecture in line for entry in CATALOG)
+    assert all(entry.architecture in line for entry in KNOWN)
     assert "further architectures" not in line
 
 

@@ -16,6 +16,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from vllm_mmc.attention import cpu_kernel
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
+from vllm_mmc.compat import symbols
 
 logger = init_logger(__name__)
 
@@ -40,8 +41,10 @@ class MMEncoderAttention(stock.MMEncoderAttention):
 
     def choose_backend(self) -> None:
         """Take the backend of this platform and of vLLM's current configuration."""
-        # vLLM's constructor bound the method of the class that it was called for.
-        self._forward_method = self.dispatch_forward(compile_native=False)
+        if symbols.usable(symbols.FORWARD_METHOD, symbols.DISPATCH_FORWARD):
+            # vLLM's constructor bound the method of the class that it was called for.
+            dispatch_forward = symbols.DISPATCH_FORWARD.of(self)
+            symbols.FORWARD_METHOD.set(self, dispatch_forward(compile_native=False))
         self.cpu_op = "batched_sdpa"
         if not current_platform.is_cpu():
             return
@@ -140,4 +143,6 @@ def attention_for(module: nn.Module) -> type[MMEncoderAttention] | None:
 
     Subclasses of vLLM's layer do not change.
     """
+    if not symbols.usable(symbols.FORWARD_METHOD, symbols.DISPATCH_FORWARD):
+        return None
     return MMEncoderAttention if type(module) is stock.MMEncoderAttention else None

@@ -78,7 +78,8 @@ def entry_for(
         region: The region's name.
         factors: What the graph depends on beside the environment, by name.
         details: Factor whose value is a digest -> what it was made of.
-        portable: Whether the factors mean the same in every process.
+        portable: Whether the factors mean the same in every process, and the graph
+            may be kept.
     """
     environment = environment_of(vllm_config)
     return Entry(
@@ -86,7 +87,7 @@ def entry_for(
         re.sub(r"[^\w.]|^\.", "_", region),
         {**environment.factors, **factors},
         {**environment.details, **details},
-        portable and not envs.VLLM_DISABLE_COMPILE_CACHE,
+        portable and environment.doubt is None and not envs.VLLM_DISABLE_COMPILE_CACHE,
     )
 
 

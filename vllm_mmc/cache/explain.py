@@ -15,6 +15,7 @@ from vllm_mmc.cache import entry as entries
 from vllm_mmc.cache.entry import DETAILS, FACTORS, Entry, read
 from vllm_mmc.cache.key import root
 from vllm_mmc.cache.store import Changed
+from vllm_mmc.compat import symbols
 
 
 def why_missed(entry: Entry, changed: Changed) -> list[str] | None:
@@ -28,8 +29,13 @@ def why_missed(entry: Entry, changed: Changed) -> list[str] | None:
     """
     if envs.VLLM_DISABLE_COMPILE_CACHE:
         return ["nothing is read or kept: VLLM_DISABLE_COMPILE_CACHE=1"]
+    if (reason := symbols.HASH_FACTORS.absent()) is not None:
+        return [f"nothing is kept: {reason}"]
     if not entry.enabled:
-        return ["nothing is kept: an attribute can be told by its identity only"]
+        reason = (
+            "an attribute can be told by its identity only, or use_aot_compile=False"
+        )
+        return [f"nothing is kept: {reason}"]
     if entry.directory.exists():
         try:
             return _why_unused(entry.directory, changed)

@@ -22,11 +22,10 @@ from typing import Any
 import torch
 import vllm
 import vllm.envs as envs
-from torch._inductor import config as inductor_config
-from vllm.compilation.caching import aot_compile_hash_factors
 from vllm.config import VllmConfig
 
 import vllm_mmc
+from vllm_mmc.compat import symbols
 
 
 def root() -> Path:
@@ -71,10 +70,12 @@ class Environment:
     Attributes:
         factors: Name -> value.
         details: Factor whose value is a digest -> what it was made of.
+        doubt: Why nothing can be kept under a key with these factors; None if it can.
     """
 
     factors: dict[str, str]
     details: dict[str, dict[str, str]]
+    doubt: str | None = None
 
 
 _environments: dict[int, Environment] = {}
@@ -93,7 +94,11 @@ def environment_of(vllm_config: VllmConfig) -> Environment:
 
 def _make_environment(vllm_config: VllmConfig) -> Environment:
     config = vllm_config.compilation_config
-    variables, whole, *inductor = aot_compile_hash_factors(vllm_config)
+    inductor: list[str] = []
+    if (hash_factors := symbols.HASH_FACTORS.find()) is not None:
+        variables, whole, *inductor = hash_factors(vllm_config)
+    else:  # enough to tell engines of this process apart
+        variables, whole = repr(envs.compile_factors()), vllm_config.compute_hash()
     factors = machine_factors() | {
         "mode": str(config.mode),
         "backend": str(config.backend),
@@ -105,8 +110,9 @@ def _make_environment(vllm_config: VllmConfig) -> Environment:
     }
     details = {
         "environment variables": _plain(envs.compile_factors()),
-        "inductor": _plain(inductor_config.save_config_portable()),
     }
+    if (inductor_settings := symbols.INDUCTOR_SETTINGS.find()) is not None:
+        details["inductor"] = _plain(inductor_settings())
     parts = {f.name: getattr(vllm_config, f.name) for f in _fields(vllm_config)}
     if vllm_config.model_config is not None:
         parts["multimodal_config"] = vllm_config.model_config.multimodal_config
@@ -115,7 +121,7 @@ def _make_environment(vllm_config: VllmConfig) -> Environment:
             factors[name] = str(part.compute_hash())
             fields = {f.name: getattr(part, f.name, None) for f in _fields(part)}
             details[name] = _plain(fields)
-    return Environment(factors, details)
+    return Environment(factors, details, symbols.HASH_FACTORS.absent())
 
 
 def _fields(config: Any) -> tuple[Any, ...]:

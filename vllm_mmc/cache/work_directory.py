@@ -152,7 +152,7 @@ def _check_vector_instructions(scratch: Path) -> None:
     """
     if envs.VLLM_DISABLE_COMPILE_CACHE or torch.cuda.is_available():
         return
-    find_sets = symbols.find("torch._inductor.cpu_vec_isa:valid_vec_isa_list")
+    find_sets = symbols.INSTRUCTION_SETS.find()
     if find_sets is None:
         return
     if scratch.parent == _chosen_by_user():

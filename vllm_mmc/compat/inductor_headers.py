@@ -16,17 +16,15 @@ from collections.abc import Generator
 
 from vllm_mmc.compat import symbols
 
-HEADER = "torch._inductor.codecache:_precompile_header"
-
 
 def applies() -> str | None:
     """Why it does nothing; None if it does what it is for."""
-    return symbols.absent(HEADER)
+    return symbols.PRECOMPILE_HEADER.absent()
 
 
 @contextlib.contextmanager
 def unprepared() -> Generator[None, None, None]:
-    if not symbols.usable(HEADER):
+    if not symbols.PRECOMPILE_HEADER.usable():
         yield
         return
     from torch._inductor import codecache

@@ -16,15 +16,14 @@ from collections.abc import Generator
 
 from vllm_mmc.compat import symbols
 
-POOL = "torch._inductor.async_compile:AsyncCompile.use_process_pool"
-THREADS = "torch._inductor.config:compile_threads"
+_NEEDED = (symbols.PROCESS_POOL, symbols.COMPILE_THREADS)
 MOST = 4
 """Compilers at once; each takes up to a gigabyte."""
 
 
 def applies() -> str | None:
     """Why it does nothing; None if it does what it is for."""
-    return symbols.absent(POOL, THREADS)
+    return symbols.absent(*_NEEDED)
 
 
 @contextlib.contextmanager
@@ -33,7 +32,7 @@ def more() -> Generator[None, None, None]:
 
     threads = min(len(os.sched_getaffinity(0)), MOST)
     wanted = not torch.cuda.is_available() and threads > 1
-    if not wanted or not symbols.usable(POOL, THREADS):
+    if not wanted or not symbols.usable(*_NEEDED):
         yield
         return
     from torch._inductor import config

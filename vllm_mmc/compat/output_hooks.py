@@ -2,9 +2,16 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Trace modules of transformers without the hooks that collect their outputs.
 
-At the first call of a model, transformers 5 puts a hook on each attention and each
-layer. It keeps what the module returns if the caller has asked for attention weights
-or hidden states, and asks a context variable for that, which Dynamo cannot trace.
+Why: at the first call of a model, transformers 5 puts a hook on each attention and each
+    layer. The hook keeps what the module returns if the caller has asked for attention
+    weights or hidden states. It asks a context variable for that, which Dynamo cannot
+    trace.
+Upstream: no issue; transformers/utils/output_capturing.py.
+Remove when: the hook is traced without a graph break.
+Undo: nothing is kept; the hooks are back at the end of `taken_off()`.
+
+Where the hook has another form, each region with such a hook counts as one that
+collects, and a survey leaves it eager.
 """
 
 import inspect
@@ -14,7 +21,14 @@ from typing import Any
 
 import torch.nn as nn
 
-_MODULE = "transformers.utils.output_capturing"
+from vllm_mmc.compat import symbols
+
+_MODULE = symbols.ACTIVE_COLLECTOR.path.partition(":")[0]
+
+
+def applies() -> str | None:
+    """Why it does nothing; None if it does what it is for."""
+    return symbols.ACTIVE_COLLECTOR.absent()
 
 
 @contextmanager
@@ -33,11 +47,15 @@ def taken_off(region: nn.Module) -> Generator[None, None, None]:
 
 def collect(region: nn.Module) -> bool:
     """Whether one of them would now keep something from below `region`."""
-    for _, _, hook in _below(region):
-        wanted = hook.__globals__["_active_collector"].get()
-        if wanted and inspect.getclosurevars(hook).nonlocals["key"] in wanted:
-            return True
-    return False
+    return any(_collects(hook) for _, _, hook in _below(region))
+
+
+def _collects(hook: Any) -> bool:
+    try:
+        wanted = symbols.ACTIVE_COLLECTOR.need().get()
+        return bool(wanted) and inspect.getclosurevars(hook).nonlocals["key"] in wanted
+    except Exception:  # a hook of another form: nobody knows
+        return True
 
 
 def _below(region: nn.Module) -> list[tuple[MutableMapping[int, Any], int, Any]]:

@@ -15,9 +15,20 @@ Undo: `leave()`; a line that waits is dropped with it.
 import logging
 from collections.abc import Callable
 
+from vllm_mmc.compat import symbols
+
 # It says "Resolved architecture: ..." when an engine starts, the first line that every
 # way to start one prints in the main process after logging was configured.
 STARTS = "vllm.config.model"
+
+
+def applies() -> str | None:
+    """Why lines are lost; None if they are printed."""
+    if (reason := symbols.MODEL_LOGGER.absent()) is not None:
+        return reason
+    if symbols.MODEL_LOGGER.need().name != STARTS:
+        return f"vLLM has no logger {STARTS}: {symbols.MODEL_LOGGER.without}"
+    return None
 
 
 def join() -> None:

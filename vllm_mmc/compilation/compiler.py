@@ -13,28 +13,23 @@ import re
 import threading
 import types
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 from vllm.compilation.counter import compilation_counter
-from vllm.compilation.monitor import monitor_torch_compile
 from vllm.config import CompilationConfig, CUDAGraphMode, VllmConfig
 from vllm.config.compilation import DynamicShapesType
 from vllm.sequence import IntermediateTensors
 
-from vllm_mmc.compat import output_hooks, symbols
+from vllm_mmc.compat import dynamo, output_hooks, symbols
 from vllm_mmc.compilation.arguments import Arguments, Signature, canonical
 from vllm_mmc.compilation.region import Dims, RegionSpec
 from vllm_mmc.sizes import buckets
 
 CompiledFn = Callable[..., Any]
-
-_STRIDES = "vllm.env_override:_apply_constrain_to_fx_strides_patch"
-_UNSUPPORTED = (
-    "torch._dynamo.guards:CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES"
-)
 
 LOCK = threading.RLock()
 """Held while compiling or loading, which changes the environment, vLLM's configuration
@@ -55,8 +50,7 @@ class Graph(NamedTuple):
 
 def graph_of(compiled: Any) -> Graph:
     """The graph of what `aot_compile` returned, or `load_compiled_function`."""
-    compiled.disable_guard_check()
-    return Graph(compiled._artifacts.guard_manager.check, compiled.fn)
+    return Graph(*dynamo.check_and_run(compiled))
 
 
 class ArgumentGuardError(RuntimeError):
@@ -102,27 +96,16 @@ def compile_region(
     if backend == "inductor":
         options |= config.inductor_compile_config
     dynamic_shapes = config.dynamic_shapes_config
-    if (constrain_strides := symbols.find(_STRIDES)) is not None:
+    if (constrain_strides := symbols.STRIDES.find()) is not None:
         constrain_strides()
     with (
-        torch._dynamo.config.patch(
-            enable_aot_compile=True, enable_cpp_symbolic_shape_guards=False
-        ),
-        torch.compiler.config.patch(
-            dynamic_sources=",".join(map(_source_pattern, spec.dynamic_ints))
-        ),
-        # Dimensions that happen to have equal sizes in the first call must not
-        # become one symbol: each other size would be a further graph.
-        torch.fx.experimental._config.patch(
-            use_duck_shape=False,
-            # Nor shall a dimension that has not been seen as 1 be told from 1.
-            backed_size_oblivious=(spec.surveyed and unbacked)
+        dynamo.settings(
+            dynamic_sources=[_source_pattern(path) for path in spec.dynamic_ints],
+            size_oblivious=(spec.surveyed and unbacked)
             or dynamic_shapes.type == DynamicShapesType.BACKED_SIZE_OBLIVIOUS,
+            assume_32bit_indexing=dynamic_shapes.assume_32_bit_indexing,
         ),
-        torch._inductor.config.patch(
-            assume_32bit_indexing=dynamic_shapes.assume_32_bit_indexing
-        ),
-        monitor_torch_compile(vllm_config, is_encoder=spec.is_encoder, tag=spec.name),
+        _monitored(spec, vllm_config),
         output_hooks.taken_off(module) if spec.surveyed else contextlib.nullcontext(),
     ):
         signature = Signature(spec.forward(module).__func__)
@@ -142,6 +125,17 @@ def compile_region(
     return graph_of(compiled), compiled
 
 
+def _monitored(
+    spec: RegionSpec, vllm_config: VllmConfig
+) -> AbstractContextManager[Any]:
+    """vLLM's clock of compilations."""
+    if (monitor := symbols.MONITOR.find()) is None:
+        return contextlib.nullcontext()
+    # vLLM 0.31 takes no tag.
+    tag = {"tag": spec.name} if symbols.MONITOR_TAG.absent() is None else {}
+    return monitor(vllm_config, is_encoder=spec.is_encoder, **tag)
+
+
 def _traced_only(
     compile_: Callable[..., CompiledFn],
     function: Any,
@@ -153,17 +147,17 @@ def _traced_only(
     copied = _copy(function)
     compiled = compile_(copied)
     compiled(module, *args, **kwargs)
-    (entry,) = torch._dynamo.eval_frame._debug_get_cache_entry_list(copied.__code__)
+    accepts = dynamo.check_of(copied.__code__)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         # The guards have been checked; Dynamo would check them again, and recompile.
         with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
             return compiled(*args, **kwargs)
 
-    return Graph(entry.guard_manager.check, run)
+    return Graph(accepts, run)
 
 
-_NOT_SAVED = frozenset(symbols.find(_UNSUPPORTED) or {"WEAKREF_ALIVE"})
+_NOT_SAVED = frozenset(symbols.UNSUPPORTED_GUARDS.find() or {"WEAKREF_ALIVE"})
 
 
 def _is_kept(guard: Any, arguments: Sequence[str]) -> bool:
@@ -249,15 +243,17 @@ def _mark(
         if span is not None and span[0] == span[1]:
             continue  # a graph for one size: a constant
         if all_unbacked or dim in never_backed:
-            torch._dynamo.decorators.mark_unbacked(
+            mark_unbacked = symbols.MARK_UNBACKED.need()
+            mark_unbacked(
                 tensor, dim, hint_override=tensor.size(dim), shape_id=shape_id
             )
         elif surveyed:
-            torch._dynamo.maybe_mark_dynamic(tensor, dim)
-        elif span is not None and leading:
-            torch._dynamo.mark_dynamic(tensor, dim, min=max(span[0], 2), max=span[1])
+            symbols.MAYBE_MARK_DYNAMIC.need()(tensor, dim)
         else:
-            torch._dynamo.mark_dynamic(tensor, dim)
+            limits = {}
+            if span is not None and leading:
+                limits = {"min": max(span[0], 2), "max": span[1]}
+            symbols.MARK_DYNAMIC.need()(tensor, dim, **limits)
 
 
 def _copy(function: Any) -> types.FunctionType:

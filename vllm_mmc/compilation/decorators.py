@@ -12,7 +12,6 @@ import torch.nn as nn
 from vllm.compilation import backends
 from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import (
-    IGNORE_COMPILE_KEY,
     ignore_torch_compile,
     should_torch_compile_mm_encoder,
 )
@@ -21,6 +20,7 @@ from vllm.forward_context import get_forward_context, is_forward_context_availab
 from vllm.logger import init_logger
 from vllm.sequence import IntermediateTensors
 
+from vllm_mmc.compat import symbols
 from vllm_mmc.compilation.region import RegionSpec, ShapeInvariants
 from vllm_mmc.compilation.shared_graph import shared_graph
 from vllm_mmc.settings import Settings
@@ -59,6 +59,7 @@ def support_torch_compile(
     mark_unbacked_dims: Mapping[str, int | Sequence[int]] | None = None,
     enable_if: EnableIf | None = None,
     is_encoder: bool = False,
+    use_aot_compile: bool = True,
     shape_invariants: ShapeInvariants | None = None,
 ) -> Callable[[_C], _C]: ...
 
@@ -70,12 +71,13 @@ def support_torch_compile(
     mark_unbacked_dims: Mapping[str, int | Sequence[int]] | None = None,
     enable_if: EnableIf | None = None,
     is_encoder: bool = False,
+    use_aot_compile: bool = True,
     shape_invariants: ShapeInvariants | None = None,
 ) -> Callable[[_C], _C] | _C:
     """Compile `forward` of a class; instances of equal structure share the result.
 
-    A superset of `vllm.compilation.decorators.support_torch_compile` (vLLM 0.32):
-    the arguments mean the same and bad ones raise the same errors.
+    A superset of `vllm.compilation.decorators.support_torch_compile` (vLLM 0.31 to
+    0.33): the arguments mean the same and bad ones raise the same errors.
 
     Args:
         dynamic_arg_dims: Argument of `forward` -> its dimensions that vary between
@@ -87,6 +89,7 @@ def support_torch_compile(
             size: the graph is not specialised on 0 or 1, whatever the first call.
         enable_if: Decides from the `VllmConfig` whether to compile at all.
         is_encoder: The class is part of a multimodal encoder.
+        use_aot_compile: False keeps nothing of this class in the compile cache.
         shape_invariants: Takes the arguments of `forward` (without self) and states
             with `torch._check` how their sizes are related. It is compiled in before
             `forward`, and checked at every call: a violation is a ValueError.
@@ -125,6 +128,7 @@ def support_torch_compile(
                 name: list(_dims(d)) for name, d in (mark_unbacked_dims or {}).items()
             },
             is_encoder=is_encoder,
+            use_aot_compile=use_aot_compile,
             shape_invariants=shape_invariants,
         )
         return _compile_class(cls, spec, enable_if)
@@ -141,12 +145,13 @@ def _dims(dims: int | Sequence[int] | Mapping[int, str]) -> dict[int, str | None
 
 
 _SPEC = "_mmc_region_spec"
+_IGNORED = symbols.IGNORE_COMPILE.find() or "_ignore_compile_vllm"
 
 
 def _own_spec(cls: type) -> tuple[RegionSpec, EnableIf | None] | None:
     """The nearest decoration of `cls` or a parent; None if ignored in between."""
     for base in cls.__mro__:
-        if base.__dict__.get(IGNORE_COMPILE_KEY) is True:
+        if base.__dict__.get(_IGNORED) is True:
             return None
         if _SPEC in base.__dict__:
             return base.__dict__[_SPEC]
@@ -184,20 +189,27 @@ def _init_region(
         or not (enable_if is None or enable_if(vllm_config))
     )
     module._mmc_shared_graph = None
-    module._mmc_tag = backends.model_tag, backends.model_is_encoder
+    module._mmc_tag = _current_tag()
     Settings.of(vllm_config)  # a setting that is not allowed is an error here
 
 
-def _tagged(spec: RegionSpec, tag: str, is_encoder: bool) -> RegionSpec:
+def _tagged(spec: RegionSpec, tag: str | None, is_encoder: bool) -> RegionSpec:
     """What vLLM's `set_model_tag` said, if the module was built inside of one."""
-    if tag == _NO_TAG:
+    if tag in (None, _NO_TAG):
         return spec
     return dataclasses.replace(
         spec, name=f"{tag}.{spec.name}", is_encoder=spec.is_encoder or is_encoder
     )
 
 
-_NO_TAG = backends.model_tag
+def _current_tag() -> tuple[str | None, bool]:
+    """The tag of the `set_model_tag` that we are in, and whether it is an encoder's."""
+    if not symbols.usable(symbols.MODEL_TAG, symbols.MODEL_IS_ENCODER):
+        return None, False
+    return symbols.MODEL_TAG.of(backends), symbols.MODEL_IS_ENCODER.of(backends)
+
+
+_NO_TAG, _ = _current_tag()
 
 
 def _compile_class(cls: _C, spec: RegionSpec, enable_if: EnableIf | None) -> _C:
@@ -241,7 +253,7 @@ def _compile_class(cls: _C, spec: RegionSpec, enable_if: EnableIf | None) -> _C:
         cls._mmc_shape_invariants = staticmethod(spec.shape_invariants)
     # A parent that vLLM's decorator compiles must not do so for our class. What
     # `ignore_torch_compile` sets is True.
-    setattr(cls, IGNORE_COMPILE_KEY, "compiled by vllm_mmc")
+    setattr(cls, _IGNORED, "compiled by vllm_mmc")
     cls.__init__ = __init__
     cls.__call__ = __call__
     return cls

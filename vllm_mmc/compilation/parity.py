@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.utils._pytree import tree_leaves, tree_map
+
+from vllm_mmc.compilation.arguments import leaves, map_leaves
 
 # Rounding moves every intermediate result, the probe below the inputs only.
 MARGIN = 16.0
@@ -36,12 +37,14 @@ def compare(
     args, kwargs = arguments
     with torch.no_grad():
         eager = forward(*args, **kwargs)
-        nudged = forward(*tree_map(_nudge, args), **tree_map(_nudge, kwargs))
+        nudged = forward(
+            *map_leaves(_nudge, args, ""), **map_leaves(_nudge, kwargs, "")
+        )
         output = compiled(module, *args, **kwargs)
     return output, eager, next(_differences(output, eager, nudged), None)
 
 
-def _nudge(value: Any) -> Any:
+def _nudge(_: str, value: Any) -> Any:
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return value
     # One way for even, the other for odd places, so that sums do not just scale.
@@ -52,7 +55,9 @@ def _nudge(value: Any) -> Any:
 
 
 def _differences(output: Any, eager: Any, nudged: Any) -> Iterator[str]:
-    outputs, eagers, nudgeds = map(tree_leaves, (output, eager, nudged))
+    outputs, eagers, nudgeds = (
+        [leaf for _, leaf in leaves(value, "")] for value in (output, eager, nudged)
+    )
     if len(outputs) != len(eagers):
         yield f"{len(outputs)} outputs instead of {len(eagers)}"
         return

@@ -28,6 +28,7 @@ class RegionSpec:
             graph is specialised on 0 or 1.
         is_encoder: Part of a multimodal encoder (vLLM's meaning: the compile range
             is open-ended).
+        use_aot_compile: Whether graphs are kept in the compile cache.
         shape_invariants: Takes the arguments of `forward` and states with
             `torch._check` what holds of their sizes.
         surveyed: Found by a survey. A dimension that turns out to be constant in a
@@ -45,6 +46,7 @@ class RegionSpec:
     is_encoder: bool
     shape_invariants: ShapeInvariants | None = field(default=None, repr=False)
     surveyed: bool = False
+    use_aot_compile: bool = field(default=True, repr=False)
     dynamic_ints: tuple[str, ...] = ()
     contiguous: tuple[str, ...] = ()
     identity_attrs: tuple[str, ...] = ()

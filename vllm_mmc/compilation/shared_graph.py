@@ -23,7 +23,7 @@ from vllm_mmc import metrics
 from vllm_mmc.cache import store
 from vllm_mmc.cache.entry import Entry, entry_for
 from vllm_mmc.cache.key import environment_digest
-from vllm_mmc.compat import garbage, inductor_threads, symbols
+from vllm_mmc.compat import dynamo, garbage, inductor_threads, symbols
 from vllm_mmc.compilation import captured_globals, compiler, errors, parity
 from vllm_mmc.compilation.arguments import (
     Arguments,
@@ -206,9 +206,7 @@ class SharedGraph:
         span: buckets.Range | None,
     ) -> CompiledFn | None:
         f_locals = frame.locals(module, arguments)
-        # Graphs are compiled under inference mode. Of a tensor's dispatch keys these
-        # tell whether that mode was on, which changes no result.
-        with torch._C._ExcludeDispatchKeyGuard(_MODE_KEYS):
+        with dynamo.modes_ignored():
             for accepts, run in self._graphs.get(span, ()):
                 if accepts(f_locals):
                     return run
@@ -277,7 +275,7 @@ class SharedGraph:
             },
             {"structure": {"description": repr(self.structure.description)}},
             vllm_config,
-            portable=self.structure.portable,
+            portable=self.structure.portable and self.spec.use_aot_compile,
         )
 
     def _load_or_compile(
@@ -417,11 +415,6 @@ class SharedGraph:
         return expected
 
 
-_MODE_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
-for _key in ("AutogradCPU", "AutogradCUDA", "AutogradXPU", "AutogradOther"):
-    _MODE_KEYS = _MODE_KEYS.add(getattr(torch._C.DispatchKey, _key))
-
-
 def _only_for(module: nn.Module, frame: Signature, graph: Graph) -> Graph:
     """A graph that reads the name of its module: followers may have joined already."""
 
@@ -436,7 +429,7 @@ def _none() -> None:
 
 
 def _seconds_of_backend() -> float:
-    seconds = symbols.find("torch._dynamo.utils:compilation_time_metrics") or {}
+    seconds = symbols.SECONDS.find() or {}
     return sum(seconds.get("create_aot_dispatcher_function", ()))
 
 

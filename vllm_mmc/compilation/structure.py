@@ -25,6 +25,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from vllm_mmc.compat import symbols
+
 IDENTITY_ATTRS = frozenset({"prefix", "layer_name"})
 """Attributes that name a module's place in the model. They differ between layers
 that are otherwise equal and are left out; a graph that reads one is never shared
@@ -56,6 +58,11 @@ _HOOKS = frozenset({"_forward_hooks", "_forward_pre_hooks"})
 _PLAIN = (bool, int, str, bytes, complex, type(None), type(Ellipsis))
 _TORCH_PLAIN = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 
+_OPERATORS = tuple(
+    operator
+    for symbol in (symbols.OPERATOR, symbols.OPERATOR_PACKET)
+    if (operator := symbol.find()) is not None
+)
 _LRU_CACHE = type(functools.lru_cache(len))
 
 Description = tuple[Any, ...]
@@ -151,7 +158,7 @@ class _Walker:
             return ("annotation", repr(obj))
         if isinstance(obj, (type, types.BuiltinFunctionType)):
             return ("name", _qualname(obj))
-        if isinstance(obj, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        if isinstance(obj, _OPERATORS):
             return ("op", str(obj))
         if isinstance(obj, types.ModuleType):
             return ("python module", obj.__name__)

@@ -3,7 +3,7 @@
 """Audio of requests: what no encoder can use is refused before it gets to one."""
 
 from dataclasses import replace
-from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from vllm.inputs import MultiModalDataDict
@@ -13,7 +13,8 @@ from vllm.multimodal.parse import (
     MultiModalDataParser,
 )
 from vllm.multimodal.processing import BaseProcessingInfo
-from vllm.multimodal.registry import _ProcessorFactories
+
+from vllm_mmc.compat import audio_resampler, symbols
 
 
 class AudioValidationMixin(BaseProcessingInfo):
@@ -32,9 +33,7 @@ class AudioValidationMixin(BaseProcessingInfo):
 
     def get_data_parser(self) -> MultiModalDataParser:
         parser = super().get_data_parser()
-        resampler = parser.audio_resampler
-        if resampler.method == "torchaudio" and find_spec("torchaudio") is None:
-            resampler.method = "soxr"  # of vllm[audio]
+        audio_resampler.choose_installed(parser)
         return parser
 
     def parse_mm_data(
@@ -61,14 +60,24 @@ class AudioValidationMixin(BaseProcessingInfo):
         return items
 
 
-def with_audio_validation(
-    factories: _ProcessorFactories, mixin: type[AudioValidationMixin]
-) -> _ProcessorFactories:
+def validate_audio(model: type, mixin: type[AudioValidationMixin]) -> None:
+    """Let the processor of `model`, which is the stock class's, check audio."""
+    if symbols.usable(symbols.PROCESSOR_FACTORY, symbols.PROCESSING_INFO):
+        factories = symbols.PROCESSOR_FACTORY.of(model, None)
+        if factories is not None:
+            validating = with_audio_validation(factories, mixin)
+            symbols.PROCESSOR_FACTORY.set(model, validating)
+
+
+def with_audio_validation(factories: Any, mixin: type[AudioValidationMixin]) -> Any:
     """Put `mixin` before the processing info class of a model's processor.
 
     Nothing changes for a model without audio, because the mixin finds none. A
     processing info that a function builds stays as it is: vLLM has functions for
     pictures only.
+
+    Args:
+        factories: vLLM's `_ProcessorFactories`.
     """
     info = factories.info
     if not isinstance(info, type) or issubclass(info, AudioValidationMixin):

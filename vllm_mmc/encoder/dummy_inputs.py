@@ -21,6 +21,8 @@ from vllm.multimodal.processing import dummy_inputs as stock
 from vllm.multimodal.processing.context import TimingContext
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
+from vllm_mmc.compat import symbols
+
 logger = init_logger(__name__)
 
 OPTIONS: Mapping[str, tuple[tuple[int, Any], ...]] = {
@@ -57,7 +59,8 @@ def batches(vllm_config: VllmConfig) -> Iterator[dict[str, Any]]:
             if modality == "audio":
                 # Some builders leave the length out, or cut it to a few milliseconds.
                 audios = functools.partial(_audios, options.length)
-                processor.dummy_inputs._get_dummy_audios = audios
+                if symbols.DUMMY_AUDIOS.usable():
+                    symbols.DUMMY_AUDIOS.set(processor.dummy_inputs, audios)
             try:
                 with _silent():
                     inputs = processor.get_dummy_inputs(

@@ -20,10 +20,11 @@ from vllm.model_executor.offloader import get_offloader
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
 
+from vllm_mmc.compat import symbols
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters, table
 from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
-from vllm_mmc.encoder.audio_input import AudioValidationMixin, with_audio_validation
+from vllm_mmc.encoder.audio_input import AudioValidationMixin, validate_audio
 from vllm_mmc.encoder.install import (
     CompiledEncoder,
     EncoderPlan,
@@ -51,6 +52,8 @@ class SupportsCompiledEncoder(SupportsMultiModal):
     """What a survey of the encoder cannot find."""
     audio_validation: ClassVar[type[AudioValidationMixin]] = AudioValidationMixin
     """The checks of a request's audio."""
+    needs: ClassVar[tuple[symbols.Symbol, ...]] = ()
+    """Private names of vLLM without which the encoder stays stock."""
     encoder_eager_because: str | None = "compile_mm_encoder is off"
     """Why the encoder is not compiled, in words for the user; None if it is."""
     encoder_report: InstallReport | None = None
@@ -58,11 +61,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        factories = getattr(cls, "_processor_factory", None)  # the stock class's
-        if factories is not None:
-            cls._processor_factory = with_audio_validation(
-                factories, cls.audio_validation
-            )
+        validate_audio(cls, cls.audio_validation)
 
     @contextmanager
     def _mark_tower_model(
@@ -73,7 +72,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             with marked:
                 yield
             return
-        reason = _why_not(vllm_config)
+        reason = _why_not(vllm_config, *self.needs)
         replaced = self.encoder_plan.towers if reason is None else ()
         with marked, stock_compile_off(vllm_config), BuildOnMeta(replaced):
             yield
@@ -83,7 +82,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
                 "%s: the encoder runs eager: %s.", type(self).__name__, reason
             )
             return
-        self._install(self._tower_model_names, vllm_config)
+        self._install(symbols.TOWER_NAMES.of(self), vllm_config)
 
     def _install(self, names: Iterable[str], vllm_config: VllmConfig) -> None:
         plan = self.encoder_plan
@@ -124,7 +123,8 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             # A sharded embedding compiles a kernel of its own, which would be compiled
             # again for one token. `detach`: a mark stays on its tensor.
             ids = ids.detach()
-            torch._dynamo.decorators.mark_unbacked(ids, 0)
+            if (mark_unbacked := symbols.MARK_UNBACKED.find()) is not None:
+                mark_unbacked(ids, 0)
             return embed_input_ids(ids)
 
         return super()._embed_text_input_ids(
@@ -164,22 +164,23 @@ class SupportsCompiledEncoder(SupportsMultiModal):
         if self.encoder_report is None:
             if self.encoder_eager_because != type(self).encoder_eager_because:
                 return
-            self.encoder_eager_because = _why_not(vllm_config)
+            self.encoder_eager_because = _why_not(vllm_config, *self.needs)
             if self.encoder_eager_because is None:
                 names = [name for name, _ in self.named_children()]
                 self._install(self._without_language_model(names), vllm_config)
-        elif parents := {n.rpartition(".")[0] for n in self._tower_model_names} - {""}:
-            # vLLM's Transformers backend marks modules of Hugging Face's model, and
-            # exchanges linear layers afterwards.
-            names = [
-                f"{parent}.{name}"
-                for parent in sorted(parents)
-                for name, _ in self.get_submodule(parent).named_children()
-            ]
-            self._install(self._without_language_model(names), vllm_config)
+            return
+        # vLLM's Transformers backend marks modules of Hugging Face's model, and
+        # exchanges linear layers afterwards.
+        parents = {n.rpartition(".")[0] for n in symbols.TOWER_NAMES.of(self)} - {""}
+        names = [
+            f"{parent}.{name}"
+            for parent in sorted(parents)
+            for name, _ in self.get_submodule(parent).named_children()
+        ]
+        self._install(self._without_language_model(names), vllm_config)
 
     def _without_language_model(self, names: Iterable[str]) -> list[str]:
-        language_model = {f"{name}." for name in self._language_model_names}
+        language_model = {f"{name}." for name in symbols.LANGUAGE_NAMES.of(self)}
         return [
             name
             for name in names
@@ -222,7 +223,7 @@ def _encoder_budget(vllm_config: VllmConfig) -> int | None:
     ).get_encoder_budget()
 
 
-def _why_not(vllm_config: VllmConfig) -> str | None:
+def _why_not(vllm_config: VllmConfig, *needs: symbols.Symbol) -> str | None:
     mode = vllm_config.compilation_config.mode
     if mode in (CompilationMode.NONE, CompilationMode.STOCK_TORCH_COMPILE):
         return f"compilation mode {mode} compiles no encoder"
@@ -231,4 +232,5 @@ def _why_not(vllm_config: VllmConfig) -> str | None:
         return "adapters replace its layers (enable_tower_connector_lora)"
     if get_offloader().supports_tower_offload:
         return "its weights are offloaded"
-    return None
+    towers = symbols.MARK_TOWER, symbols.TOWER_NAMES, symbols.LANGUAGE_NAMES
+    return symbols.absent(*towers, *needs)

@@ -155,7 +155,7 @@ class _Candidate:
         if len(self.modules) > 1:
             return None
         if current_platform.is_cpu() and any(
-            isinstance(m, nn.modules.conv._ConvNd) for m in self.leader.modules()
+            isinstance(m, _CONVOLUTIONS) for m in self.leader.modules()
         ):
             # oneDNN returns another memory layout than the fake says.
             return "a convolution, which runs on CPU as fast without"
@@ -240,6 +240,10 @@ class _SeenTensor:
 
 
 _DENSE = {"contiguous", "permuted"}
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 _FIXED = (torch.Size, enum.Enum, slice)
 """Leaves that no call changes."""
 

@@ -15,6 +15,8 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.platforms import current_platform
 
+from vllm_mmc.compat import symbols
+
 logger = init_logger(__name__)
 
 INSTRUCTIONS = {torch.bfloat16: "avx512_bf16", torch.float16: "avx512_fp16"}
@@ -44,7 +46,7 @@ class UpcastLinearMethod(UnquantizedLinearMethod):
         super().process_weights_after_loading(layer)
         if not layer.weight.numel():  # it has been packed
             layer.weight.data = layer.weight.data.to(dtype)
-        product = layer.cpu_linear
+        product = symbols.CPU_LINEAR.of(layer)
 
         def upcast(
             x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -52,10 +54,10 @@ class UpcastLinearMethod(UnquantizedLinearMethod):
             bias = bias if bias is None else bias.float()
             return product(x.float(), weight, bias).to(dtype)
 
-        layer.cpu_linear = upcast
+        symbols.CPU_LINEAR.set(layer, upcast)
 
 
-class _UpcastConv(nn.modules.conv._ConvNd):
+class _UpcastConv(nn.Module):
     def _conv_forward(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
@@ -96,7 +98,8 @@ def linear_method_for(layer: nn.Module) -> UpcastLinearMethod | None:
         isinstance(layer, LinearBase)
         and type(layer.quant_method) is UnquantizedLinearMethod
     )
-    return UpcastLinearMethod() if unquantised and _is_faster(layer.weight) else None
+    usable = unquantised and symbols.CPU_LINEAR.usable()
+    return UpcastLinearMethod() if usable and _is_faster(layer.weight) else None
 
 
 def convolution_for(layer: nn.Module) -> type[_UpcastConv] | None:

@@ -13,6 +13,7 @@ from vllm.model_executor.models.audioflamingo3 import (
     AudioFlamingo3Inputs,
 )
 
+from vllm_mmc.compat import symbols
 from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import host_lengths, starts
 from vllm_mmc.models.qwen2_audio import CompiledQwen2AudioEncoder
@@ -30,6 +31,7 @@ class CompiledAudioFlamingo3ForConditionalGeneration(
         towers={AudioFlamingo3Encoder: CompiledAudioFlamingo3Encoder},
         classes=CLASSES,
     )
+    needs = (symbols.WHISPER_WEIGHTS, symbols.FLAMINGO_FEATURES)
 
     def _process_audio_input(
         self, audio_input: AudioFlamingo3Inputs
@@ -39,7 +41,8 @@ class CompiledAudioFlamingo3ForConditionalGeneration(
             encoder, CompiledAudioFlamingo3Encoder
         ):
             return super()._process_audio_input(audio_input)
-        features, mask, windows = self._normalize_audio_feature_inputs(audio_input)
+        normalize = symbols.FLAMINGO_FEATURES.of(self)
+        features, mask, windows = normalize(audio_input)
         frames = host_lengths(mask.sum(-1))  # the host waits for the device here only
         x = encoder(features.to(encoder.conv1.weight.dtype), frames)
         lengths = np.add.reduceat(

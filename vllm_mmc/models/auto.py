@@ -18,9 +18,9 @@ from typing import Any
 import torch.nn as nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import supports_multimodal
-from vllm.model_executor.models.registry import _VLLM_MODELS
 
 from vllm_mmc.catalog import CATALOG, REWRITES
+from vllm_mmc.compat import symbols
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
 from vllm_mmc.encoder.install import EncoderPlan, in_place_of
@@ -71,8 +71,9 @@ def stock_class(architecture: str) -> Any:
 
     Raises:
         KeyError: vLLM has none of that name.
+        AbsentSymbolError: vLLM keeps its table of models in another form.
     """
-    module, name = _VLLM_MODELS[architecture]
+    module, name = symbols.VLLM_MODELS.need()[architecture]
     if not module.startswith("vllm."):
         module = f"vllm.model_executor.models.{module}"
     return getattr(importlib.import_module(module), name)
@@ -92,7 +93,8 @@ def __getattr__(name: str) -> Any:
         assert entry.mixin is not None
         bases = (_imported(entry.mixin), stock_class(entry.architecture))
         return _made(name, name, bases)
-    if architecture == name or not (architecture in _VLLM_MODELS or "+" in origin):
+    of_vllm = architecture in (symbols.VLLM_MODELS.find() or ())
+    if architecture == name or not (of_vllm or "+" in origin):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if "+" in origin:
         module, class_name, _ = origin.split("+")

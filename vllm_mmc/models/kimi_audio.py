@@ -17,6 +17,7 @@ from vllm.model_executor.models.kimi_audio import (
     KimiAudioWhisperEncoder,
 )
 
+from vllm_mmc.compat import symbols
 from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import pad_items, starts
 from vllm_mmc.models.whisper import (
@@ -65,6 +66,7 @@ class CompiledKimiAudioForConditionalGeneration(
     encoder_plan = EncoderPlan(
         classes=CLASSES | {KimiAudioWhisperEncoder: CompiledKimiAudioWhisperEncoder}
     )
+    needs = (symbols.WHISPER_WEIGHTS,)
 
     def embed_multimodal(self, **kwargs: object) -> list[torch.Tensor] | None:
         encoder = self.audio_tower

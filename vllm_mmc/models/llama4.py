@@ -27,6 +27,7 @@ from vllm.model_executor.models.mllama4 import (
 )
 
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
+from vllm_mmc.compat import symbols
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
@@ -224,7 +225,7 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
         "vision_model."."""
         parameters = dict(self.named_parameters())
         loaded = set()
-        fused = Llama4ForConditionalGeneration._consolidate_qkv_weights(self, weights)
+        fused = symbols.LLAMA4_QKV.need()(self, weights)
         for name, weight in fused:
             parameter = parameters[name]
             load = getattr(parameter, "weight_loader", default_weight_loader)

@@ -25,6 +25,7 @@ from vllm.model_executor.models.minicpmo import (
 from vllm.model_executor.models.whisper import WhisperEncoderAttention
 
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
+from vllm_mmc.compat import symbols
 from vllm_mmc.encoder.audio_input import AudioValidationMixin
 from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import Ints, mean_pool, one_item, starts
@@ -130,6 +131,7 @@ class SupportsCompiledMiniCPMWhisper(SupportsCompiledEncoder):
         roots=("apm", "vpm", "resampler"),
         surveyed=("vpm", "resampler"),
     )
+    needs = (symbols.WHISPER_WEIGHTS,)
 
     def get_audio_hidden_states(
         self, data: MiniCPMOAudioFeatureInputs

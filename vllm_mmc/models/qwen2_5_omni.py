@@ -22,6 +22,7 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 )
 from vllm.model_executor.models.utils import WeightsMapper
 
+from vllm_mmc.compat import symbols
 from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import (
     Lengths,
@@ -82,6 +83,7 @@ class CompiledQwen2_5OmniThinkerForConditionalGeneration(
         towers={Qwen2_5OmniAudioEncoder: CompiledQwen2_5OmniAudioEncoder},
         classes=whisper.CLASSES | qwen2_5_vl.CLASSES,
     )
+    needs = (symbols.WHISPER_WEIGHTS,)
 
     def _process_audio_input(
         self, audio_input: Qwen2_5OmniAudioFeatureInputs

@@ -14,6 +14,7 @@ from vllm.model_executor.models.qwen2_audio import (
     Qwen2AudioInputs,
 )
 
+from vllm_mmc.compat import symbols
 from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import Lengths, host_lengths, mean_pool
 from vllm_mmc.models.whisper import (
@@ -54,6 +55,7 @@ class CompiledQwen2AudioForConditionalGeneration(
         towers={Qwen2AudioEncoder: CompiledQwen2AudioEncoder},
         classes=CLASSES,
     )
+    needs = (symbols.WHISPER_WEIGHTS,)
 
     def _process_audio_input(
         self, audio_input: Qwen2AudioInputs

@@ -20,9 +20,6 @@ import torch.nn.functional as F
 from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniAudioFeatureInputs,
 )
-from vllm.model_executor.models.qwen3_asr import (
-    _get_feat_extract_output_lengths,
-)
 from vllm.model_executor.models.qwen3_omni_moe_thinker import (
     Qwen3OmniMoeAudioEncoder,
     Qwen3OmniMoeAudioEncoderLayer,
@@ -190,6 +187,12 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
             x = layer(x, cu_seqlens, max_seqlen)
         return self.proj2(self.act(self.proj1(self.ln_post(x))))
 
+    def embeddings(self, feature_lens: Lengths) -> list[int]:
+        """The number of embeddings of each clip, from its number of frames."""
+        frames, chunk = host_lengths(feature_lens), self.n_window * 2
+        whole = frames // chunk * _after_cnn(chunk)
+        return (whole + _after_cnn(frames % chunk)).tolist()
+
     def run_dummy(self, tokens: int) -> torch.Tensor:
         width = self.ln_post.weight.shape[0]
         return self.forward_packed(*one_item(tokens, width, self.conv_out.weight))
@@ -222,4 +225,4 @@ class SupportsCompiledQwen3Audio(SupportsCompiledEncoder):
         # vLLM keeps these lengths on the host.
         lengths = audio_input["audio_feature_lengths"]
         features = encoder(audio_input["input_features"].to(encoder.dtype), lengths)
-        return features.split(_get_feat_extract_output_lengths(lengths).tolist())
+        return features.split(encoder.embeddings(lengths))

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from vllm.model_executor.models.ultravox import _load_whisper_layer_weights
 from vllm.model_executor.models.utils import cast_overflow_tensors
 from vllm.model_executor.models.whisper import (
     WhisperEncoder,
@@ -24,6 +23,7 @@ from vllm.model_executor.models.whisper import (
 
 from vllm_mmc.attention.mm_encoder_attention import MMEncoderAttention
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
+from vllm_mmc.compat import symbols
 from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
@@ -254,7 +254,7 @@ class PackedWhisperEncoder(WhisperEncoderBase):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Names are Hugging Face's, without the encoder's prefix."""
-        loaded = _load_whisper_layer_weights(self, weights)
+        loaded: set[str] = symbols.WHISPER_WEIGHTS.need()(self, weights)
         return loaded | {"embed_positions.weight"}  # computed if missing
 
     tokens_per_embedding = 3
