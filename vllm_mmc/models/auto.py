@@ -17,6 +17,7 @@ from typing import Any
 
 import torch.nn as nn
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
 from vllm.model_executor.models.interfaces import supports_multimodal
 
 from vllm_mmc.catalog import CATALOG, REWRITES
@@ -25,6 +26,8 @@ from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
 from vllm_mmc.encoder.install import EncoderPlan, in_place_of
 from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
+
+logger = init_logger(__name__)
 
 _PREFIX = "Compiled"
 _ROWS = {entry.compiled_architecture: entry for entry in CATALOG if entry.mixin}
@@ -107,8 +110,17 @@ def __getattr__(name: str) -> Any:
 
 
 def _surveyed(stock: Any, name: str) -> Any:
-    rewrites = REWRITES.get(name.removeprefix(_PREFIX))
-    plan = EncoderPlan(classes=_imported(rewrites)) if rewrites else EncoderPlan()
+    plan = EncoderPlan()
+    if rewrites := REWRITES.get(name.removeprefix(_PREFIX)):
+        try:
+            plan = EncoderPlan(classes=_imported(rewrites))
+        except ImportError as error:
+            logger.warning_once(
+                "%s is surveyed as it is: %s does not fit this vLLM (%s).",
+                stock.__name__,
+                rewrites,
+                str(error),
+            )
     # vLLM's drafters know classes by `__name__`.
     bases = (_Module, AutoCompiledEncoder, stock)
     return _made(name, stock.__name__, bases, encoder_plan=plan)

@@ -339,9 +339,12 @@ class CompiledGemma3nAudioEncoder(Gemma3nAudioEncoder):
         window = 0, past + future
         x = torch.cat(clips)
         x, attended, convolved = pack(x, lengths, attention, window, kernel)
-        place = torch.arange(past, -future - 1, -1, device=x.device)[None]
-        relative = attention.relative_position_embedding
-        positions = relative._get_timing_signal_1d_pos(place, x.dtype)
+        place = torch.arange(
+            past, -future - 1, -1, device=x.device, dtype=torch.float32
+        )
+        frequency = attention.relative_position_embedding.inv_timescales.float()
+        angle = place[None, :, None] * frequency
+        positions = torch.cat([angle.sin(), angle.cos()], dim=-1).to(x.dtype)
         for block in self.conformer:
             x = block(x, attended, convolved, positions)
         step = self.config.conf_reduction_factor
