@@ -41,10 +41,13 @@ __all__ = [
     "Shapes",
     "linear",
     "prefixed",
+    "published",
     "published_shapes",
     "remote_code",
     "resampler_shapes",
+    "shapes_of",
     "text_sizes",
+    "tokens",
     "vision_sizes",
     "write",
 ]
@@ -52,6 +55,7 @@ __all__ = [
 VOCAB_SIZE = 384  # the bytes, the special tokens, then unused rows
 HIDDEN = 128  # of the text model
 VISION_HIDDEN = 64
+PUBLISHED = Path(__file__).parent / "remote_code"
 LLAMA_TOKENS = ("<s>", "</s>", "<unk>", "<pad>")
 
 
@@ -115,9 +119,32 @@ def vision_sizes(**overrides: Any) -> dict[str, Any]:
     } | overrides
 
 
-def prefixed(prefix: str, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes with `prefix` before each name."""
-    return {prefix + name: tuple(shape) for name, shape in shapes.items()}
+def tokens(text: str) -> tuple[str, ...]:
+    """Returns the special tokens that a text has, parted by spaces."""
+    return tuple(text.split())
+
+
+def prefixed(prefix: str, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the shapes, or weights, with `prefix` before each name."""
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def shapes_of(*parts: tuple[str, str, str]) -> Callable[[Any], dict[str, Any]]:
+    """Returns what makes the shapes of a checkpoint of a config that has several.
+
+    Args:
+        parts: prefix of published names, class of transformers, attribute of the
+            config.
+    """
+
+    def shapes(config: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for prefix, model_class, name in parts:
+            part = published_shapes(model_class, getattr(config, name))
+            found |= prefixed(prefix, part)
+        return found
+
+    return shapes
 
 
 def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
@@ -146,5 +173,9 @@ def resampler_shapes(queries: int) -> dict[str, tuple[int, ...]]:
 
 def remote_code(*names: str) -> dict[str, str]:
     """Returns name -> text of files that stand in for what is published."""
-    folder = Path(__file__).parent / "remote_code"
-    return {name: (folder / name).read_text() for name in names}
+    return {name: (PUBLISHED / name).read_text() for name in names}
+
+
+def published(name: str) -> str:
+    """Returns a published chat template, without the newline at its end."""
+    return (PUBLISHED / name).read_text().removesuffix("\n")

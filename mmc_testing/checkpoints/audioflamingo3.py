@@ -9,25 +9,12 @@ import torch
 from mmc_testing.checkpoints.common import (
     HIDDEN,
     POSITIONS,
-    HuggingFaceEncoder,
-    text_sizes,
+    QWEN_ASSISTANT,
+    qwen_sizes,
+    speech_processor,
 )
-from mmc_testing.writer import QWEN_ROLES, QWEN_TEMPLATE, QWEN_TOKENS, Ids, Recipe
-from vllm_mmc.demo.writer import QWEN_GENERATION, QWEN_SYSTEM, qwen_tokenizer
-
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}"
-    "{% for content in message['content'] %}"
-    "{% if content['type'] == 'audio' %}<sound>{% endif %}{% endfor %}"
-    "{% for content in message['content'] %}"
-    "{% if content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from mmc_testing.hf_encoders import HuggingFaceEncoder
+from mmc_testing.writer import QWEN_TOKENS, Ids, Recipe, published
 
 
 def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
@@ -42,38 +29,22 @@ def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
             "hidden_size": HIDDEN,
             "max_source_positions": POSITIONS,
         },
-        text_config=text_sizes(
-            rope_theta=1e6,
-            tie_word_embeddings=False,
-            eos_token_id=ids["<|im_end|>"],
-            pad_token_id=ids["<|endoftext|>"],
-        ),
+        text_config=qwen_sizes(ids, rope_theta=1e6, tie_word_embeddings=False),
         audio_token_id=ids["<sound>"],
     )
-
-
-def _processor(tokenizer: Any) -> Any:
-    from transformers import WhisperFeatureExtractor
-    from transformers.models.audioflamingo3 import AudioFlamingo3Processor
-
-    features = WhisperFeatureExtractor(feature_size=128, return_attention_mask=True)
-    return AudioFlamingo3Processor(feature_extractor=features, tokenizer=tokenizer)
 
 
 RECIPES = {
     "audioflamingo3": Recipe(
         "Audio Flamingo 3",
         "AudioFlamingo3ForConditionalGeneration",
+        **QWEN_ASSISTANT | {"max_tokens": 8192},
         config=_config,
         least_depth=1,
         special_tokens=(*QWEN_TOKENS, "<sound>"),
-        tokenizer=qwen_tokenizer,
-        processor=_processor,
-        template=QWEN_SYSTEM + QWEN_TEMPLATE,
+        processor=speech_processor("AudioFlamingo3Processor"),
         placeholder="<sound>",
-        chat_template=CHAT_TEMPLATE,
-        roles=QWEN_ROLES,
-        generation=QWEN_GENERATION,
+        chat_template=published("audioflamingo3.jinja"),
         renames={r"model\.model\.": "model."},
         sinusoids=r"audio_tower\.embed_positions",
         modality="audio",

@@ -1,25 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""What the recipes share, and Hugging Face's encoders with a checkpoint's weights."""
+"""What the recipes here share."""
 
-import importlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from mmc_testing.writer import linear, prefixed
-from vllm_mmc.demo.writer import WEIGHTS_FILE
+from mmc_testing.writer import (
+    QWEN_ROLES,
+    QWEN_TEMPLATE,
+    VISION_HIDDEN,
+    Ids,
+    linear,
+    prefixed,
+)
+from vllm_mmc.demo.writer import QWEN_GENERATION, QWEN_SYSTEM, qwen_tokenizer
 
 VOCAB_SIZE = 320  # the bytes, the special tokens, then unused rows
 HIDDEN = 128  # of the text models and of the audio encoders: heads of 32 in both
 POSITIONS = 1500  # of 30 s of speech, as published
 
-WHISPER_ENCODER = "transformers.models.whisper.modeling_whisper:WhisperEncoder"
+WHISPER_ENCODER = "models.whisper.modeling_whisper.WhisperEncoder"
+QWEN: dict[str, Any] = {
+    "tokenizer": qwen_tokenizer,
+    "template": QWEN_TEMPLATE,
+    "roles": QWEN_ROLES,
+    "generation": QWEN_GENERATION,
+    "max_tokens": 32768,
+}
+"""Of a recipe whose text model is Qwen's."""
+QWEN_ASSISTANT = QWEN | {"template": QWEN_SYSTEM + QWEN_TEMPLATE}
+OMNI_NAMES = (
+    *("image_token", "audio_token", "video_token"),
+    *("vision_bos_token", "vision_eos_token", "audio_bos_token", "audio_eos_token"),
+)
+"""By which processors of images and sound ask the tokenizer for its tokens."""
 
 
 def qwen_chat_template(placeholder: str) -> str:
@@ -56,6 +72,25 @@ def text_sizes(**overrides: Any) -> dict[str, Any]:
     } | overrides
 
 
+def qwen_sizes(ids: Ids, **overrides: Any) -> dict[str, Any]:
+    """Returns the same of one of Qwen's, with the ids of its tokens."""
+    end = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    return text_sizes(**end, **overrides)
+
+
+def vision_sizes(depth: int, **overrides: Any) -> dict[str, Any]:
+    """Returns the sizes of Qwen's vision encoder of so many blocks."""
+    return {
+        "depth": depth,
+        "hidden_size": VISION_HIDDEN,
+        "num_heads": 4,
+        "intermediate_size": 172,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": HIDDEN,
+    } | overrides
+
+
 def whisper_sizes(depth: int, **overrides: Any) -> dict[str, Any]:
     """Returns the sizes of an audio encoder, by Whisper's names.
 
@@ -88,6 +123,70 @@ def whisper_tokens(end: int, **overrides: Any) -> dict[str, Any]:
     } | overrides
 
 
+def omni_processor(tokenizer: Any, name: str, side: int, **pixels: Any) -> Any:
+    """Returns a processor of images and sound, and what else writes its files.
+
+    Args:
+        tokenizer: of the checkpoint.
+        name: of the class, in transformers.
+        side: of the square of pixels that becomes one embedding.
+        pixels: further arguments of the processors of images and videos.
+    """
+    import transformers
+
+    pixels |= {"min_pixels": 4 * side**2, "max_pixels": 512 * side**2}
+    pixels |= {"patch_size": side // 2, "temporal_patch_size": 2, "merge_size": 2}
+    processor = getattr(transformers, name)(
+        image_processor=transformers.Qwen2VLImageProcessor(**pixels),
+        # Unset, each process warns; False is how the published processor behaves.
+        video_processor=transformers.Qwen2VLVideoProcessor(
+            **pixels, cap_pixels_per_frame=False
+        ),
+        # As published: up to 300 s, to which every clip is padded for its spectrogram.
+        feature_extractor=transformers.WhisperFeatureExtractor(
+            feature_size=128, chunk_length=300, return_attention_mask=True
+        ),
+        tokenizer=tokenizer,
+    )
+    return [processor, BothPreprocessors(processor)]
+
+
+def speech_processor(name: str) -> Callable[[Any], Any]:
+    """Returns what makes a processor of a tokenizer: clips of 30 s, and their masks.
+
+    Args:
+        name: of the class, in transformers.
+    """
+
+    def processor(tokenizer: Any) -> Any:
+        import transformers
+
+        extract = transformers.WhisperFeatureExtractor
+        features = extract(feature_size=128, return_attention_mask=True)
+        return getattr(transformers, name)(
+            feature_extractor=features, tokenizer=tokenizer
+        )
+
+    return processor
+
+
+def features_beside(feature_size: int, **settings: Any) -> Callable[[Any], list[Any]]:
+    """Returns what writes the files of Whisper's features beside a tokenizer's.
+
+    Args:
+        feature_size: mel bins.
+        settings: what else preprocessor_config.json says.
+    """
+
+    def parts(tokenizer: Any) -> list[Any]:
+        from transformers import WhisperFeatureExtractor
+
+        features = WhisperFeatureExtractor(feature_size=feature_size, **settings)
+        return [features, tokenizer] if tokenizer else [features]
+
+    return parts
+
+
 class BothPreprocessors:
     """Writes preprocessor_config.json, one for audio and images, as published."""
 
@@ -98,69 +197,6 @@ class BothPreprocessors:
         settings = {k: v for part in self.parts for k, v in part.to_dict().items()}
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (path / "preprocessor_config.json").write_text(text)
-
-
-@dataclass(frozen=True)
-class HuggingFaceEncoder:
-    """Loads Hugging Face's encoder with the weights of a checkpoint.
-
-    Attributes:
-        encoder: "module:Class".
-        prefix: of its parameters in the checkpoint.
-        config: where its config is in config.json.
-        directory: of the checkpoint, with weights and config.json.
-    """
-
-    encoder: str
-    prefix: str
-    config: tuple[str, ...] = ()
-    directory: str = "."
-
-    def __call__(
-        self, path: Path | str, *, dtype: torch.dtype = torch.float32
-    ) -> nn.Module:
-        """Returns the encoder, in eval mode, with parameters in `dtype`.
-
-        Args:
-            path: the checkpoint.
-            dtype: parameters are converted to it.
-
-        Raises:
-            RuntimeError: if a parameter is missing or left over, or a shape differs.
-        """
-        module, _, name = self.encoder.partition(":")
-        encoder_class = getattr(importlib.import_module(module), name)
-        directory = Path(path) / self.directory
-        settings = json.loads((directory / "config.json").read_text())
-        for key in self.config:
-            settings = settings[key]
-        config = encoder_class.config_class(**settings)
-        weights = read_weights(directory, self.prefix)
-        return hf_encoder(encoder_class, config, weights, dtype)
-
-
-def read_weights(path: Path | str, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Returns the checkpoint's tensors under `prefix`, with the prefix taken off."""
-    from safetensors.torch import load_file
-
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in load_file(Path(path) / WEIGHTS_FILE).items()
-        if name.startswith(prefix)
-    }
-
-
-def hf_encoder(
-    encoder_class: Callable[[Any], nn.Module],
-    config: Any,
-    weights: Mapping[str, torch.Tensor],
-    dtype: torch.dtype,
-) -> nn.Module:
-    """Returns `encoder_class(config)` with exactly these weights, to compare with."""
-    config._attn_implementation = "sdpa"
-    encoder = encoder_class(config)
-    encoder.load_state_dict(weights, strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
 
 
 def vq_adaptor(first: int, second: int, norm: int) -> dict[str, tuple[int, ...]]:

@@ -16,13 +16,13 @@ import torch
 
 from mmc_testing.checkpoints.common import (
     HIDDEN,
-    WHISPER_ENCODER,
-    HuggingFaceEncoder,
+    features_beside,
     text_sizes,
     vq_adaptor,
     whisper_sizes,
     whisper_tokens,
 )
+from mmc_testing.hf_encoders import whisper_encoder
 from mmc_testing.writer import Ids, Recipe, remote_code
 from vllm_mmc.demo.writer import NUM_BYTES
 
@@ -72,19 +72,13 @@ def _encoder_config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
     )
 
 
-def _encoder_processor(tokenizer: Any) -> Any:
-    from transformers import WhisperFeatureExtractor
-
-    return WhisperFeatureExtractor(feature_size=128)
-
-
 ENCODER = Recipe(
     "Kimi-Audio's encoder",
     "WhisperForConditionalGeneration",
     config=_encoder_config,
     least_depth=1,
     tokenizer=lambda recipe, ids: None,
-    processor=_encoder_processor,
+    processor=features_beside(128),
     template="",
     placeholder="",
     generation={},
@@ -154,12 +148,7 @@ RECIPES = {
         # Its config is nobody's but the checkpoint's.
         engine_args={"limit_mm_per_prompt": {"audio": 1}, "trust_remote_code": True},
         mend_model=_zero_bias_of_keys,
-        # encoder([items, 128, 3000]).last_hidden_state: [items, 1500, hidden]
-        hf_encoders={
-            "audio": HuggingFaceEncoder(
-                WHISPER_ENCODER, "model.encoder.", directory=ENCODER_DIRECTORY
-            )
-        },
+        hf_encoders=whisper_encoder("model.encoder.", directory=ENCODER_DIRECTORY),
         serves="transcriptions",
     )
 }

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmc_testing.checkpoints.common import HIDDEN, read_weights, text_sizes
-from mmc_testing.writer import VISION_HIDDEN, Ids, Recipe
+from mmc_testing.checkpoints.common import HIDDEN, text_sizes
+from mmc_testing.hf_encoders import Projected, read_weights, with_weights
+from mmc_testing.writer import VISION_HIDDEN, Ids, Recipe, prefixed, tokens
 from vllm_mmc.demo.writer import byte_level_tokenizer
 
 VISION_OUTPUT = 96
@@ -86,24 +87,13 @@ def _load_hf_encoder(
         Llama4VisionModel,
     )
 
-    class Encoder(nn.Module):
-        def __init__(self, config: Any) -> None:
-            super().__init__()
-            self.vision_model = Llama4VisionModel(config.vision_config)
-            self.multi_modal_projector = Llama4MultiModalProjector(config)
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            hidden = self.vision_model(pixels).last_hidden_state
-            return self.multi_modal_projector(hidden)
-
     config = AutoConfig.from_pretrained(path)
     config.vision_config._attn_implementation = "sdpa"
-    encoder = Encoder(config)
-    for name, part in encoder.named_children():
-        part.load_state_dict(read_weights(path, f"{name}."), strict=True)
-    for parameter in encoder.parameters():  # the rotary table has to stay complex
-        parameter.data = parameter.data.to(dtype)
-    return encoder.eval().requires_grad_(False)
+    tower = Llama4VisionModel(config.vision_config)
+    encoder = Projected(tower, Llama4MultiModalProjector(config))
+    weights = prefixed("tower.", read_weights(path, "vision_model."))
+    weights |= prefixed("projector.", read_weights(path, "multi_modal_projector."))
+    return with_weights(encoder, weights, dtype)
 
 
 def _sharded_inputs() -> dict[str, Any]:
@@ -121,22 +111,11 @@ RECIPES = {
         "Llama4ForConditionalGeneration",
         config=_config,
         least_depth=1,
-        special_tokens=(
-            "<|begin_of_text|>",
-            "<|end_of_text|>",
-            "<|header_start|>",
-            "<|header_end|>",
-            "<|eom|>",
-            "<|eot|>",
-            "<|python_start|>",
-            "<|python_end|>",
-            "<|finetune_right_pad|>",
-            "<|image_start|>",
-            "<|image_end|>",
-            "<|tile_x_separator|>",
-            "<|tile_y_separator|>",
-            "<|image|>",
-            "<|patch|>",
+        special_tokens=tokens(
+            "<|begin_of_text|> <|end_of_text|> <|header_start|> <|header_end|> <|eom|> "
+            "<|eot|> <|python_start|> <|python_end|> <|finetune_right_pad|> "
+            "<|image_start|> <|image_end|> <|tile_x_separator|> <|tile_y_separator|> "
+            "<|image|> <|patch|>"
         ),
         tokenizer=partial(byte_level_tokenizer, use_regex=True),
         processor=_processor,

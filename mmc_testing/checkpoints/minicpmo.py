@@ -16,17 +16,18 @@ import torch
 
 from mmc_testing.checkpoints.common import (
     HIDDEN,
+    QWEN,
     VOCAB_SIZE,
     WHISPER_ENCODER,
-    HuggingFaceEncoder,
+    features_beside,
     qwen_chat_template,
-    text_sizes,
+    qwen_sizes,
     whisper_sizes,
     whisper_tokens,
 )
+from mmc_testing.hf_encoders import whisper_encoder
 from mmc_testing.writer import (
     QWEN_ROLES,
-    QWEN_TEMPLATE,
     QWEN_TOKENS,
     VISION_HIDDEN,
     Ids,
@@ -37,14 +38,26 @@ from mmc_testing.writer import (
     published_shapes,
     remote_code,
     resampler_shapes,
+    shapes_of,
 )
-from vllm_mmc.demo.writer import QWEN_GENERATION, qwen_tokenizer
 
 QUERIES = 64  # tokens of a picture
 CONFIG_MODULE = "configuration_minicpm"
 PROCESSOR_MODULE = "processing_minicpmo"
+PROCESSOR = "MiniCPMVImageProcessor"
 PLACEHOLDER = "(<audio>./</audio>)"
 
+# By these names vLLM's processor asks the tokenizer for them.
+NAMED = {
+    "im_start": "<image>",
+    "im_end": "</image>",
+    "slice_start": "<slice>",
+    "slice_end": "</slice>",
+    "audio_start": "<|audio_start|>",
+    "audio_end": "<|audio_end|>",
+    "spk_start": "<|spk_bos|>",
+    "spk_end": "<|spk_eos|>",
+}
 # Version -> the text model, the stand-in of its config class, and how many tokens
 # become an embedding.
 VERSIONS = {
@@ -60,11 +73,8 @@ def _config(version: str, ids: Ids, depth: int, dtype: torch.dtype) -> Any:
     return config_class.MiniCPMOConfig(
         auto_map={"AutoConfig": f"{CONFIG_MODULE}.MiniCPMOConfig"},
         version=version,
-        **text_sizes(head_dim=32, tie_word_embeddings=False),
-        rope_theta=1e6,
+        **qwen_sizes(ids, head_dim=32, rope_theta=1e6, tie_word_embeddings=False),
         bos_token_id=end,
-        eos_token_id=ids["<|im_end|>"],
-        pad_token_id=end,
         image_size=448,
         query_num=QUERIES,
         drop_vision_last_layer=False,
@@ -84,34 +94,17 @@ def _config(version: str, ids: Ids, depth: int, dtype: torch.dtype) -> Any:
 
 
 def _shapes(version: str, config: Any) -> Shapes:
-    import transformers
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    text = getattr(transformers, VERSIONS[version][0])
-    vision = published_shapes(transformers.SiglipVisionModel, config.vision_config)
+    encoders = shapes_of(
+        ("apm.", WHISPER_ENCODER, "audio_config"),
+        ("vpm.", "SiglipVisionModel", "vision_config"),
+    )
     return {
-        **prefixed("apm.", published_shapes(WhisperEncoder, config.audio_config)),
-        **prefixed("llm.", published_shapes(text, config)),
-        **prefixed("vpm.", vision),
+        **encoders(config),
+        **prefixed("llm.", published_shapes(VERSIONS[version][0], config)),
         **resampler_shapes(QUERIES),
         **linear("audio_projection_layer.linear1", HIDDEN, HIDDEN),
         **linear("audio_projection_layer.linear2", HIDDEN, HIDDEN),
     }
-
-
-def _processor(version: str, tokenizer: Any) -> Any:
-    """One file is the feature extractor's and the image processor's."""
-    from transformers import WhisperFeatureExtractor
-
-    name = "MiniCPMVImageProcessor"
-    preprocessor = WhisperFeatureExtractor(
-        image_processor_type=name,
-        auto_map={"AutoImageProcessor": f"{PROCESSOR_MODULE}.{name}"},
-        max_slice_nums=9,
-        image_feature_size=QUERIES,
-        version=float(version),
-    )
-    return [preprocessor, tokenizer]
 
 
 def recipe(version: str = "2.6") -> Recipe:
@@ -124,39 +117,22 @@ def recipe(version: str = "2.6") -> Recipe:
     return Recipe(
         "MiniCPM-o",
         "MiniCPMO",
+        **QWEN | {"roles": QWEN_ROLES | {"unk_token": "<unk>"}},
         config=partial(_config, version),
         least_depth=1,
-        special_tokens=(
-            *QWEN_TOKENS,
-            "<unk>",
-            "<image>",
-            "</image>",
-            "<slice>",
-            "</slice>",
-            "<|audio_start|>",
-            "<|audio_end|>",
-            "<|spk_bos|>",
-            "<|spk_eos|>",
+        special_tokens=(*QWEN_TOKENS, "<unk>", *NAMED.values()),
+        # One file is the feature extractor's and the image processor's.
+        processor=features_beside(
+            80,
+            image_processor_type=PROCESSOR,
+            auto_map={"AutoImageProcessor": f"{PROCESSOR_MODULE}.{PROCESSOR}"},
+            max_slice_nums=9,
+            image_feature_size=QUERIES,
+            version=float(version),
         ),
-        tokenizer=qwen_tokenizer,
-        processor=partial(_processor, version),
-        template=QWEN_TEMPLATE,
         placeholder=PLACEHOLDER,
         chat_template=qwen_chat_template(PLACEHOLDER),
-        roles=QWEN_ROLES | {"unk_token": "<unk>"},
-        # By these names vLLM's processor asks the tokenizer for them.
-        named_tokens={
-            "im_start": "<image>",
-            "im_end": "</image>",
-            "slice_start": "<slice>",
-            "slice_end": "</slice>",
-            "audio_start": "<|audio_start|>",
-            "audio_end": "<|audio_end|>",
-            "spk_start": "<|spk_bos|>",
-            "spk_end": "<|spk_eos|>",
-        },
-        generation=QWEN_GENERATION,
-        max_tokens=32768,
+        named_tokens=NAMED,
         hf_class="",
         shapes=partial(_shapes, version),
         renames={r"^vpm\.vision_model\.": "vpm."},
@@ -179,13 +155,7 @@ def recipe(version: str = "2.6") -> Recipe:
             "skip_mm_profiling": True,
             "trust_remote_code": True,
         },
-        # encoder([items, 80, 3000]).last_hidden_state: [items, 1500, hidden]. It masks
-        # nothing; in MiniCPM-o each second attends to itself and what came before.
-        hf_encoders={
-            "audio": HuggingFaceEncoder(
-                WHISPER_ENCODER, prefix="apm.", config=("audio_config",)
-            )
-        },
+        hf_encoders=whisper_encoder("apm.", "audio_config"),
         serves="chat",
     )
 

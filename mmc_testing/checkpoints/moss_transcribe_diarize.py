@@ -12,29 +12,31 @@ from typing import Any
 import torch
 
 from mmc_testing.checkpoints.common import (
+    QWEN,
     VOCAB_SIZE,
     WHISPER_ENCODER,
-    HuggingFaceEncoder,
+    features_beside,
     qwen_chat_template,
-    text_sizes,
+    qwen_sizes,
     vq_adaptor,
     whisper_sizes,
     whisper_tokens,
 )
+from mmc_testing.hf_encoders import whisper_encoder
 from mmc_testing.writer import (
-    QWEN_ROLES,
-    QWEN_TEMPLATE,
     QWEN_TOKENS,
     Ids,
     Recipe,
-    Shapes,
-    prefixed,
-    published_shapes,
     remote_code,
+    shapes_of,
+    tokens,
 )
-from vllm_mmc.demo.writer import QWEN_GENERATION, qwen_tokenizer
 
 PLACEHOLDER = "<|audio_start|><|audio_pad|><|audio_end|>"
+ENCODER_AND_TEXT = shapes_of(
+    ("model.whisper_encoder.", WHISPER_ENCODER, "audio_config"),
+    ("text.", "Qwen3ForCausalLM", "text_config"),
+)
 PROCESSOR_MODULE = "processing_moss_transcribe_diarize"
 PROCESSOR = "MossTranscribeDiarizeProcessor"
 
@@ -46,13 +48,7 @@ def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
 
     end = ids["<|endoftext|>"]
     return MossTranscribeDiarizeConfig(
-        text_config=text_sizes(
-            head_dim=32,
-            rope_theta=1e6,
-            bos_token_id=end,
-            eos_token_id=ids["<|im_end|>"],
-            pad_token_id=end,
-        ),
+        text_config=qwen_sizes(ids, head_dim=32, rope_theta=1e6, bos_token_id=end),
         audio_config=whisper_sizes(depth, num_mel_bins=80)
         | whisper_tokens(end, vocab_size=VOCAB_SIZE),
         audio_token_id=ids["<|audio_pad|>"],
@@ -61,47 +57,21 @@ def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
     )
 
 
-def _shapes(config: Any) -> Shapes:
-    from transformers import Qwen3ForCausalLM
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    encoder = published_shapes(WhisperEncoder, config.audio_config)
-    return {
-        **published_shapes(Qwen3ForCausalLM, config.text_config),
-        **prefixed("model.whisper_encoder.", encoder),
-        **vq_adaptor(0, 2, 3),
-    }
-
-
-def _processor(tokenizer: Any) -> Any:
-    from transformers import WhisperFeatureExtractor
-
-    return [WhisperFeatureExtractor(), tokenizer]
-
-
 RECIPES = {
     "moss_transcribe_diarize": Recipe(
         "MOSS-Transcribe-Diarize",
         "MossTranscribeDiarizeForConditionalGeneration",
+        **QWEN,
         config=_config,
         least_depth=1,
-        special_tokens=(
-            *QWEN_TOKENS,
-            "<|audio_start|>",
-            "<|audio_end|>",
-            "<|audio_pad|>",
-        ),
-        tokenizer=qwen_tokenizer,
-        processor=_processor,
-        template=QWEN_TEMPLATE,
+        special_tokens=QWEN_TOKENS
+        + tokens("<|audio_start|> <|audio_end|> <|audio_pad|>"),
+        processor=features_beside(80),
         placeholder=PLACEHOLDER,
         chat_template=qwen_chat_template(PLACEHOLDER),
-        roles=QWEN_ROLES,
-        generation=QWEN_GENERATION,
-        max_tokens=32768,
         hf_class="",
-        shapes=_shapes,
-        renames={r"^model\.(?=embed_tokens|layers|norm)": "model.language_model."},
+        shapes=lambda config: ENCODER_AND_TEXT(config) | vq_adaptor(0, 2, 3),
+        renames={r"^text\.model\.": "model.language_model."},
         leave_out="lm_head",  # published as embed_tokens only
         sinusoids=r"whisper_encoder\.embed_positions",
         scales={
@@ -128,14 +98,7 @@ RECIPES = {
             "limit_mm_per_prompt": {"audio": {"count": 1, "length": 30 * 16000}},
             "trust_remote_code": True,
         },
-        # encoder([items, 80, 3000]).last_hidden_state: [items, 1500, hidden]
-        hf_encoders={
-            "audio": HuggingFaceEncoder(
-                WHISPER_ENCODER,
-                prefix="model.whisper_encoder.",
-                config=("audio_config",),
-            )
-        },
+        hf_encoders=whisper_encoder("model.whisper_encoder.", "audio_config"),
         serves="transcriptions",
     )
 }

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from mmc_testing.checkpoints.common import HuggingFaceEncoder
+from mmc_testing.hf_encoders import HuggingFaceEncoder
 from mmc_testing.writer import Recipe
-from vllm_mmc.demo.checkpoints.qwen2_5_vl import QWEN2_5_VL
+from vllm_mmc.demo.checkpoints.qwen2_5_vl import RECIPE
 
 
 def _sharded_inputs() -> dict[str, Any]:
@@ -19,7 +19,7 @@ def _sharded_inputs() -> dict[str, Any]:
 
 RECIPES = {
     "qwen2_5_vl": Recipe.of(
-        QWEN2_5_VL,
+        RECIPE,
         # encoder(pixel_values, grid_thw).pooler_output: [tokens, out_hidden_size]
         hf_encoders={
             "image": HuggingFaceEncoder(

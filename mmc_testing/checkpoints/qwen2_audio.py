@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from mmc_testing.checkpoints.common import (
-    HuggingFaceEncoder,
-    text_sizes,
+    QWEN_ASSISTANT,
+    qwen_sizes,
+    speech_processor,
     whisper_sizes,
 )
-from mmc_testing.writer import QWEN_ROLES, QWEN_TEMPLATE, QWEN_TOKENS, Ids, Recipe
-from vllm_mmc.demo.writer import QWEN_GENERATION, QWEN_SYSTEM, qwen_tokenizer
+from mmc_testing.hf_encoders import HuggingFaceEncoder
+from mmc_testing.writer import QWEN_TOKENS, Ids, Recipe
 
 
 def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
@@ -20,24 +21,15 @@ def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
 
     return Qwen2AudioConfig(
         audio_config=whisper_sizes(depth),
-        text_config=text_sizes(
+        text_config=qwen_sizes(
+            ids,
             num_key_value_heads=4,
             max_position_embeddings=8192,
             rms_norm_eps=1e-5,
             tie_word_embeddings=False,
-            eos_token_id=ids["<|im_end|>"],
-            pad_token_id=ids["<|endoftext|>"],
         ),
         audio_token_index=ids["<|AUDIO|>"],
     )
-
-
-def _processor(tokenizer: Any) -> Any:
-    from transformers import WhisperFeatureExtractor
-    from transformers.models.qwen2_audio import Qwen2AudioProcessor
-
-    features = WhisperFeatureExtractor(feature_size=128, return_attention_mask=True)
-    return Qwen2AudioProcessor(feature_extractor=features, tokenizer=tokenizer)
 
 
 def _sharded_inputs() -> dict[str, Any]:
@@ -52,16 +44,13 @@ RECIPES = {
     "qwen2_audio": Recipe(
         "Qwen2-Audio",
         "Qwen2AudioForConditionalGeneration",
+        **QWEN_ASSISTANT | {"max_tokens": 8192},
         config=_config,
         least_depth=1,
         special_tokens=(*QWEN_TOKENS, "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"),
-        tokenizer=qwen_tokenizer,
-        processor=_processor,
-        template=QWEN_SYSTEM + QWEN_TEMPLATE,
+        processor=speech_processor("Qwen2AudioProcessor"),
         placeholder="Audio {i}: <|audio_bos|><|AUDIO|><|audio_eos|>\n",
         chat_template="",  # the processor has its own, which is the published one
-        roles=QWEN_ROLES,
-        generation=QWEN_GENERATION,
         renames={r"model\.model\.": "model."},
         sinusoids=r"audio_tower\.embed_positions",
         modality="audio",

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """A tiny Qwen3-ASR checkpoint, two text layers, 128 mel bins, for its three models."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,22 @@ from torch import nn
 
 from mmc_testing.checkpoints.common import (
     HIDDEN,
+    QWEN,
     VOCAB_SIZE,
-    hf_encoder,
     qwen_chat_template,
-    read_weights,
+    qwen_sizes,
     text_sizes,
     whisper_sizes,
 )
+from mmc_testing.hf_encoders import Projected, read_weights, with_weights
 from mmc_testing.writer import (
-    QWEN_ROLES,
-    QWEN_TEMPLATE,
     QWEN_TOKENS,
     Ids,
     Recipe,
     Shapes,
     published_shapes,
+    tokens,
 )
-from vllm_mmc.demo.writer import QWEN_GENERATION, qwen_tokenizer
 
 # Stock's encoder gives a clip under a second other values alone than beside a longer
 # one, and other than Hugging Face's.
@@ -46,7 +46,8 @@ def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
     return Qwen3ASRConfig(
         thinker_config={
             "audio_config": _audio_sizes(depth),
-            "text_config": text_sizes(
+            "text_config": qwen_sizes(
+                ids,
                 head_dim=32,
                 tie_word_embeddings=False,
                 rope_scaling={
@@ -55,8 +56,6 @@ def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
                     "mrope_interleaved": True,
                     "rope_theta": 1e6,
                 },
-                eos_token_id=ids["<|im_end|>"],
-                pad_token_id=ids["<|endoftext|>"],
             ),
             "audio_token_id": ids["<|audio_pad|>"],
             "audio_start_token_id": ids["<|audio_start|>"],
@@ -83,9 +82,7 @@ def _hf_config(published: Any) -> Any:
 
 
 def _shapes(config: Any) -> Shapes:
-    from transformers.models.qwen3_asr import Qwen3ASRForConditionalGeneration
-
-    return published_shapes(Qwen3ASRForConditionalGeneration, _hf_config(config))
+    return published_shapes("Qwen3ASRForConditionalGeneration", _hf_config(config))
 
 
 def _processor(tokenizer: Any) -> Any:
@@ -95,8 +92,7 @@ def _processor(tokenizer: Any) -> Any:
     )
 
     return Qwen3ASRProcessor(
-        feature_extractor=Qwen3ASRFeatureExtractor(),
-        tokenizer=tokenizer,
+        feature_extractor=Qwen3ASRFeatureExtractor(), tokenizer=tokenizer
     )
 
 
@@ -114,24 +110,15 @@ def _load_hf_encoder(
     )
     from vllm.transformers_utils.configs.qwen3_asr import Qwen3ASRConfig
 
-    class Encoder(nn.Module):
-        def __init__(self, config: Any) -> None:
-            super().__init__()
-            self.audio_tower = Qwen3ASREncoder(config.audio_config)
-            self.multi_modal_projector = Qwen3ASRMultiModalProjector(config)
-
-        def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            hidden = self.audio_tower(features, mask).last_hidden_state
-            return self.multi_modal_projector(hidden)
-
+    config = _hf_config(Qwen3ASRConfig.from_pretrained(path))
+    config.audio_config._attn_implementation = "sdpa"
+    tower = Qwen3ASREncoder(config.audio_config)
+    encoder = Projected(tower, Qwen3ASRMultiModalProjector(config))
     weights = {
-        f"multi_modal_projector.linear_{name[4:]}"
-        if name.startswith("proj")
-        else f"audio_tower.{name}": tensor
+        re.sub("^tower.proj", "projector.linear_", f"tower.{name}"): tensor
         for name, tensor in read_weights(path, "thinker.audio_tower.").items()
     }
-    config = _hf_config(Qwen3ASRConfig.from_pretrained(path))
-    return hf_encoder(Encoder, config, weights, dtype)
+    return with_weights(encoder, weights, dtype)
 
 
 def _sharded_inputs() -> dict[str, Any]:
@@ -146,29 +133,19 @@ def _sharded_inputs() -> dict[str, Any]:
 QWEN3_ASR = Recipe(
     "Qwen3-ASR",
     "Qwen3ASRForConditionalGeneration",
+    **QWEN,
     config=_config,
     least_depth=1,
-    special_tokens=(
-        *QWEN_TOKENS,
-        "<|audio_start|>",
-        "<|audio_end|>",
-        "<|audio_pad|>",
-        "<asr_text>",
-        "<timestamp>",
-    ),
-    tokenizer=qwen_tokenizer,
+    special_tokens=QWEN_TOKENS
+    + tokens("<|audio_start|> <|audio_end|> <|audio_pad|> <asr_text> <timestamp>"),
     processor=_processor,
-    template=QWEN_TEMPLATE,
     placeholder=PLACEHOLDER,
     chat_template=qwen_chat_template(PLACEHOLDER),
-    roles=QWEN_ROLES,
     named_tokens={
         "audio_bos_token": "<|audio_start|>",
         "audio_eos_token": "<|audio_end|>",
         "audio_token": "<|audio_pad|>",
     },
-    generation=QWEN_GENERATION,
-    max_tokens=32768,
     hf_class="",
     shapes=_shapes,
     renames={

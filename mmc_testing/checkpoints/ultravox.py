@@ -16,34 +16,25 @@ from mmc_testing.checkpoints.common import (
     HIDDEN,
     VOCAB_SIZE,
     WHISPER_ENCODER,
-    HuggingFaceEncoder,
+    features_beside,
     text_sizes,
     whisper_sizes,
 )
+from mmc_testing.hf_encoders import whisper_encoder
 from mmc_testing.writer import (
     Ids,
     Recipe,
     Shapes,
     prefixed,
+    published,
     published_shapes,
     remote_code,
+    tokens,
 )
 from vllm_mmc.demo.writer import byte_level_tokenizer
 
 STACK = 8  # encoder outputs that become one embedding
 PROJECTOR_HIDDEN = 256
-
-CHAT_TEMPLATE = (
-    "{{ '<|begin_of_text|>' }}{% for message in messages %}"
-    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'text' %}{{ content['text'] }}"
-    "{% else %}<|audio|>{% endif %}"
-    "{% endfor %}{% endif %}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
 
 
 def _config(ids: Ids, depth: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -74,8 +65,7 @@ def _config(ids: Ids, depth: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _shapes(config: dict[str, Any]) -> Shapes:
-    from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+    from transformers import LlamaConfig, WhisperConfig
 
     audio = WhisperConfig(**config["audio_config"])
     text = LlamaConfig(**config["text_config"])
@@ -86,16 +76,10 @@ def _shapes(config: dict[str, Any]) -> Shapes:
         "linear_2.weight": (HIDDEN, PROJECTOR_HIDDEN // 2),
     }
     return {
-        **prefixed("audio_tower.", published_shapes(WhisperEncoder, audio)),
-        **prefixed("language_model.", published_shapes(LlamaForCausalLM, text)),
+        **prefixed("audio_tower.", published_shapes(WHISPER_ENCODER, audio)),
+        **prefixed("language_model.", published_shapes("LlamaForCausalLM", text)),
         **prefixed("multi_modal_projector.", projector),
     }
-
-
-def _processor(tokenizer: Any) -> Any:
-    from transformers import WhisperFeatureExtractor
-
-    return [WhisperFeatureExtractor(feature_size=128), tokenizer]
 
 
 RECIPES = {
@@ -104,23 +88,18 @@ RECIPES = {
         "UltravoxModel",
         config=_config,
         least_depth=1,
-        special_tokens=(
-            "<|begin_of_text|>",
-            "<|end_of_text|>",
-            "<|start_header_id|>",
-            "<|end_header_id|>",
-            "<|eot_id|>",
-            "<|finetune_right_pad_id|>",
-            "<|reserved_special_token_0|>",
+        special_tokens=tokens(
+            "<|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> "
+            "<|eot_id|> <|finetune_right_pad_id|> <|reserved_special_token_0|>"
         ),
         tokenizer=partial(byte_level_tokenizer, use_regex=True),
-        processor=_processor,
+        processor=features_beside(128),
         template=(
             "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
             "{media}{text}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
         ),
         placeholder="<|audio|>",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=published("ultravox.jinja"),
         roles={
             "bos_token": "<|begin_of_text|>",
             "eos_token": "<|eot_id|>",
@@ -147,12 +126,7 @@ RECIPES = {
         text="",
         # Its processor is nobody's but the checkpoint's.
         engine_args={"limit_mm_per_prompt": {"audio": 2}, "trust_remote_code": True},
-        # Without the projector, and without a mask of padding.
-        hf_encoders={
-            "audio": HuggingFaceEncoder(
-                WHISPER_ENCODER, prefix="audio_tower.", config=("audio_config",)
-            )
-        },
+        hf_encoders=whisper_encoder("audio_tower.", "audio_config"),
         serves="chat",
     )
 }

@@ -14,36 +14,18 @@ from typing import Any
 import torch
 
 from mmc_testing.checkpoints.common import HIDDEN, POSITIONS
-from mmc_testing.writer import Ids, Recipe, linear, prefixed
+from mmc_testing.writer import Ids, Recipe, linear, prefixed, tokens
 from vllm_mmc.demo.writer import NUM_BYTES
 
 # By rank, as published; the ranks between are fillers.
-SPECIAL_TOKENS = {
-    0: "<unk>",
-    1: "<s>",
-    2: "</s>",
-    3: "[INST]",
-    4: "[/INST]",
-    5: "[AVAILABLE_TOOLS]",
-    6: "[/AVAILABLE_TOOLS]",
-    7: "[TOOL_RESULTS]",
-    8: "[/TOOL_RESULTS]",
-    9: "[TOOL_CALLS]",
-    10: "[IMG]",
-    11: "<pad>",
-    12: "[IMG_BREAK]",
-    13: "[IMG_END]",
-    14: "[PREFIX]",
-    15: "[MIDDLE]",
-    16: "[SUFFIX]",
-    17: "[SYSTEM_PROMPT]",
-    18: "[/SYSTEM_PROMPT]",
-    19: "[TOOL_CONTENT]",
-    24: "[AUDIO]",
-    25: "[BEGIN_AUDIO]",
-    32: "[ARGS]",
-    33: "[CALL_ID]",
-    34: "[TRANSCRIBE]",
+FIRST = tokens(
+    "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] "
+    "[/TOOL_RESULTS] [TOOL_CALLS] [IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] "
+    "[SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]"
+)
+SPECIAL_TOKENS = dict(enumerate(FIRST)) | {
+    **{24: "[AUDIO]", 25: "[BEGIN_AUDIO]"},
+    **{32: "[ARGS]", 33: "[CALL_ID]", 34: "[TRANSCRIBE]"},
 }
 RANKS = {token: rank for rank, token in SPECIAL_TOKENS.items()}
 NUM_SPECIAL_TOKENS = 64  # the bytes follow

@@ -4,15 +4,14 @@
 
 import torch
 
-from mmc_testing.checkpoints.common import WHISPER_ENCODER, HuggingFaceEncoder
+from mmc_testing.hf_encoders import whisper_encoder
 from mmc_testing.writer import Recipe
-from vllm_mmc.demo.checkpoints.whisper import WHISPER
+from vllm_mmc.demo.checkpoints.whisper import RECIPE
 
 RECIPES = {
     "whisper": Recipe.of(
-        WHISPER,
-        # encoder([items, 80, 3000]).last_hidden_state: [items, 1500, hidden]
-        hf_encoders={"audio": HuggingFaceEncoder(WHISPER_ENCODER, "model.encoder.")},
+        RECIPE,
+        hf_encoders=whisper_encoder("model.encoder."),
         regions=("CompiledWhisperEncoderLayer",),
         sharded_inputs=lambda: {"input_features": torch.randn(3, 80, 3000)},
         serves="transcriptions",

@@ -17,6 +17,7 @@ from mmc_testing.checkpoints import FAMILIES
 from vllm_mmc.cache.key import root
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
+from vllm_mmc.demo import SHIPPED
 from vllm_mmc.demo.engine import ENGINE_ENVIRONMENT, default_engine_args
 
 pytestmark = pytest.mark.forked
@@ -35,7 +36,7 @@ def engine_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def answer(
     checkpoint: Path,
     compilation_config: dict[str, Any],
-    family: str = "qwen2_5_vl",
+    family: str = SHIPPED[0],
 ) -> LLM:
     """Start an engine, which profiles with the largest item, and send two items."""
     args = {**FAMILIES[family].engine_args, "compilation_config": compilation_config}

@@ -20,7 +20,7 @@ import soundfile
 from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import Server, vllm_serve
 from vllm_mmc.catalog import CATALOG
-from vllm_mmc.demo import media
+from vllm_mmc.demo import SHIPPED, media
 
 TRANSCRIBES, CHATS = (
     [name for name, family in FAMILIES.items() if family.serves == way]
@@ -131,7 +131,7 @@ def chat(client: openai.OpenAI, model: str, wav: bytes) -> str:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(family, marks=() if family == "whisper" else pytest.mark.slow)
+        pytest.param(family, marks=() if family in SHIPPED else pytest.mark.slow)
         for family in TRANSCRIBES + CHATS
     ],
 )

@@ -20,7 +20,6 @@ from vllm.model_executor.models.utils import AutoWeightsLoader
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from mmc_testing.checkpoints import FAMILIES
-from mmc_testing.checkpoints.common import read_weights
 from mmc_testing.engine import (
     batch_items,
     embed_inputs,
@@ -29,6 +28,7 @@ from mmc_testing.engine import (
     stock_class,
     tower_context,
 )
+from mmc_testing.hf_encoders import read_weights
 from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters

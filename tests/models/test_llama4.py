@@ -12,8 +12,8 @@ import torch.nn as nn
 from vllm.config import CompilationMode
 
 from mmc_testing.checkpoints import FAMILIES
-from mmc_testing.checkpoints.common import read_weights
 from mmc_testing.engine import load_model, stock_class, tower_context
+from mmc_testing.hf_encoders import read_weights
 from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.models.llama4 import (

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from mmc_testing.checkpoints import FAMILIES, Recipe
 from mmc_testing.checkpoints.clef_omni import QUESTIONS, joint_schema
-from mmc_testing.checkpoints.common import read_weights
 from mmc_testing.engine import load_model, stock_class, tower_context
+from mmc_testing.hf_encoders import read_weights
 from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.demo import media
 

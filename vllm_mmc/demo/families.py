@@ -2,11 +2,15 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """The families that can be shown: those in the wheel, and those of a checkout."""
 
-from vllm_mmc.demo.checkpoints.qwen2_5_vl import QWEN2_5_VL
-from vllm_mmc.demo.checkpoints.whisper import WHISPER
+import importlib
+
+from vllm_mmc.demo import SHIPPED
 from vllm_mmc.demo.writer import Recipe
 
-FAMILIES = {"qwen2_5_vl": QWEN2_5_VL, "whisper": WHISPER}
+FAMILIES: dict[str, Recipe] = {
+    name: importlib.import_module(f"vllm_mmc.demo.checkpoints.{name}").RECIPE
+    for name in SHIPPED
+}
 """Those whose tiny checkpoints are in the wheel."""
 
 

@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -394,10 +395,7 @@ def _shapes(recipe: Recipe, config: Any) -> Shapes:
     """Returns published parameter name -> shape."""
     found: dict[str, Sequence[int]] = {}
     if recipe.hf_class != "":
-        import transformers
-
-        model_class = getattr(transformers, recipe.hf_class or recipe.architecture)
-        found |= published_shapes(model_class, config)
+        found |= published_shapes(recipe.hf_class or recipe.architecture, config)
     if recipe.shapes:
         found |= recipe.shapes(config)
     renamed = {}
@@ -409,15 +407,19 @@ def _shapes(recipe: Recipe, config: Any) -> Shapes:
     return renamed
 
 
-def published_shapes(model_class: type[nn.Module], config: Any) -> Shapes:
+def published_shapes(model_class: type[nn.Module] | str, config: Any) -> Shapes:
     """Returns published name -> shape, by transformers' own table of old names.
 
     Args:
-        model_class: of transformers; built on the meta device.
+        model_class: of transformers, or its place there; built on the meta device.
         config: its config.
     """
+    import transformers
     from transformers.core_model_loading import revert_weight_conversion
 
+    if isinstance(model_class, str):
+        found: type[nn.Module] = attrgetter(model_class)(transformers)
+        model_class = found
     with torch.device("meta"):
         model = model_class(config)
     state = model.state_dict()

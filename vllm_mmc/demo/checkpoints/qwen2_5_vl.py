@@ -169,4 +169,4 @@ def recipe(max_pixels: int = 512 * 28 * 28) -> Recipe:
     )
 
 
-QWEN2_5_VL = recipe()
+RECIPE = recipe()

@@ -74,7 +74,7 @@ def _processor(tokenizer: Any) -> Any:
     return WhisperProcessor(WhisperFeatureExtractor(), tokenizer)
 
 
-WHISPER = Recipe(
+RECIPE = Recipe(
     "Whisper",
     "WhisperForConditionalGeneration",
     config=_config,
