@@ -29,6 +29,8 @@ class Case(ABC):
         stock_is_native: it has vLLM's layers, not Hugging Face's: their parameters
             have other names, and the floor does not know them.
         engine_args: beside `default_engine_args`.
+        family: of the tiny checkpoint; by default `arch`.
+        item: of a request: seconds of speech, or (width, height).
     """
 
     arch: ClassVar[str]
@@ -42,6 +44,20 @@ class Case(ABC):
     stock_compiles: ClassVar[bool] = True
     stock_is_native: ClassVar[bool] = True
     engine_args: ClassVar[dict[str, Any]] = {}
+    family: ClassVar[str] = ""
+    item: ClassVar[Any] = 3.0
+
+    def recipe(self) -> Any:
+        """Returns the recipe of the tiny checkpoint."""
+        from mmc_testing.checkpoints import FAMILIES
+
+        return FAMILIES[self.family or self.arch]
+
+    def write_tiny(self, path: Path, *, depth: int, dtype: str) -> None:
+        """Writes the tiny checkpoint."""
+        import torch
+
+        self.recipe().write(path, depth=depth, dtype=getattr(torch, dtype))
 
     @abstractmethod
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
@@ -80,9 +96,9 @@ class Case(ABC):
             ValueError: if no item has that size.
         """
 
-    @abstractmethod
     def request(self) -> dict[str, Any]:
         """Returns a prompt with one item, for a real engine."""
+        return self.recipe().request([self.item])
 
 
 class Qwen2_5_VL(Case):
@@ -94,6 +110,7 @@ class Qwen2_5_VL(Case):
     first_size = 24  # 4 x 6
     forward_depth = 8
     forward_sizes = (256, 1536, 4096)
+    item = 224, 168
 
     # As published with Qwen/Qwen2.5-VL-3B-Instruct.
     REAL = {
@@ -110,12 +127,11 @@ class Qwen2_5_VL(Case):
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         import torch
 
-        from mmc_testing.checkpoints import tiny_qwen2_5_vl
+        from vllm_mmc.demo.checkpoints.qwen2_5_vl import recipe
 
         # At most 256 patches to a picture: an engine profiles with the largest one.
-        tiny_qwen2_5_vl(
-            path, depth=2, dtype=getattr(torch, dtype), max_pixels=64 * 28 * 28
-        )
+        small = recipe(max_pixels=64 * 28 * 28)
+        small.write(path, depth=2, dtype=getattr(torch, dtype))
         file = path / "config.json"
         config = json.loads(file.read_text())
         full = [i for i in self.FULL_ATTENTION if i < depth] or [depth - 1]
@@ -150,15 +166,6 @@ class Qwen2_5_VL(Case):
         pixels = torch.randn(size, features, generator=generator)
         return pixels, [[1, height, width]]
 
-    def request(self) -> dict[str, Any]:
-        from mmc_testing.checkpoints import qwen2_5_vl_prompt
-        from vllm_mmc.demo import media
-
-        return {
-            "prompt": qwen2_5_vl_prompt("Who is this?", images=1),
-            "multi_modal_data": {"image": [media.photograph_at(224, 168)]},
-        }
-
 
 class Llama4(Case):
     arch = "llama4"
@@ -169,6 +176,7 @@ class Llama4(Case):
     first_size = 2
     forward_depth = 8
     forward_sizes = (4, 1)  # stock, first called with one tile, keeps to one
+    item = 224, 168
 
     # As published with meta-llama/Llama-4-Scout-17B-16E-Instruct.
     REAL = {
@@ -183,11 +191,7 @@ class Llama4(Case):
     }
 
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
-        import torch
-
-        from mmc_testing.checkpoints import tiny_llama4
-
-        tiny_llama4(path, depth=1, dtype=getattr(torch, dtype))
+        self.write_tiny(path, depth=1, dtype=dtype)
         file = path / "config.json"
         config = json.loads(file.read_text())
         config["vision_config"] |= {"num_hidden_layers": depth}
@@ -215,15 +219,6 @@ class Llama4(Case):
         generator = torch.Generator().manual_seed(size)
         shape = size, tower.num_channels, tower.image_size, tower.image_size
         return (torch.randn(shape, generator=generator),)
-
-    def request(self) -> dict[str, Any]:
-        from mmc_testing.checkpoints import llama4_prompt
-        from vllm_mmc.demo import media
-
-        return {
-            "prompt": llama4_prompt("Who is this?", images=1),
-            "multi_modal_data": {"image": [media.photograph_at(224, 168)]},
-        }
 
 
 class Whisper(Case):
@@ -253,11 +248,7 @@ class Whisper(Case):
     }
 
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
-        import torch
-
-        from mmc_testing.checkpoints import tiny_whisper
-
-        tiny_whisper(path, depth=1, dtype=getattr(torch, dtype))
+        self.write_tiny(path, depth=1, dtype=dtype)
         file = path / "config.json"
         config = json.loads(file.read_text())
         config |= {"encoder_layers": depth, "decoder_layers": 1}
@@ -276,14 +267,10 @@ class Whisper(Case):
         generator = torch.Generator().manual_seed(size)
         return (torch.randn(size, tower.num_mel_bins, frames, generator=generator),)
 
-    def request(self) -> dict[str, Any]:
-        from mmc_testing.checkpoints import FAMILIES
-
-        return FAMILIES["whisper"].request([3.0])
-
 
 class WhisperLarge(Whisper):
     arch = "whisper_large"
+    family = "whisper"
     forward_depth = 8
     forward_sizes = (4,)
 
@@ -353,11 +340,7 @@ class Qwen2Audio(HuggingFaceAudio):
     MIXES: ClassVar = {103: (50, 2900, 730)}  # frames of 10 ms; others are of 3 s
 
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
-        import torch
-
-        from mmc_testing.checkpoints import tiny_qwen2_audio
-
-        tiny_qwen2_audio(path, depth=1, dtype=getattr(torch, dtype))
+        self.write_tiny(path, depth=1, dtype=dtype)
         file = path / "config.json"
         config = json.loads(file.read_text())
         audio = config["audio_config"]
@@ -400,11 +383,6 @@ class Qwen2Audio(HuggingFaceAudio):
         process = Qwen2AudioForConditionalGeneration._process_audio_input
         return torch.cat(process(model, given))
 
-    def request(self) -> dict[str, Any]:
-        from mmc_testing.checkpoints import FAMILIES
-
-        return FAMILIES["qwen2_audio"].request([3.0])
-
 
 class Qwen2_5Omni(HuggingFaceAudio):
     arch = "qwen2_5_omni"
@@ -428,11 +406,7 @@ class Qwen2_5Omni(HuggingFaceAudio):
     }
 
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
-        import torch
-
-        from mmc_testing.checkpoints import tiny_qwen2_5_omni
-
-        tiny_qwen2_5_omni(path, depth=2, dtype=getattr(torch, dtype))
+        self.write_tiny(path, depth=2, dtype=dtype)
         file = path / "config.json"
         config = json.loads(file.read_text())
         audio = config["thinker_config"]["audio_config"]
@@ -460,11 +434,6 @@ class Qwen2_5Omni(HuggingFaceAudio):
         found = tower(features, feature_lens=frames, aftercnn_lens=lengths)
         return found.last_hidden_state
 
-    def request(self) -> dict[str, Any]:
-        from mmc_testing.checkpoints import FAMILIES
-
-        return FAMILIES["qwen2_5_omni"].request([3.0])
-
 
 class Qwen3ASR(Case):
     arch = "qwen3_asr"
@@ -488,11 +457,7 @@ class Qwen3ASR(Case):
     }
 
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
-        import torch
-
-        from mmc_testing.checkpoints import tiny_qwen3_asr
-
-        tiny_qwen3_asr(path, depth=1, dtype=getattr(torch, dtype))
+        self.write_tiny(path, depth=1, dtype=dtype)
         file = path / "config.json"
         config = json.loads(file.read_text())
         audio = config["thinker_config"]["audio_config"]
@@ -519,11 +484,6 @@ class Qwen3ASR(Case):
         generator = torch.Generator().manual_seed(size)
         mel = torch.randn(tower.num_mel_bins, int(frames.sum()), generator=generator)
         return mel, frames, _get_feat_extract_output_lengths(frames)
-
-    def request(self) -> dict[str, Any]:
-        from mmc_testing.checkpoints import FAMILIES
-
-        return FAMILIES["qwen3_asr"].request([3.0])
 
 
 def _mixed_frames(size: int) -> tuple[int, ...]:

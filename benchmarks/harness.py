@@ -30,7 +30,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--arch", choices=sorted(CASES), default="qwen2_5_vl")
+    made.add_argument("--arch", choices=sorted(CASES), default=next(iter(CASES)))
     made.add_argument(
         "--json",
         type=Path,

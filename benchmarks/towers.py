@@ -15,7 +15,7 @@ from vllm.model_executor.layers import activation
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from vllm_mmc.demo.checkpoints.common import random_weights
+from vllm_mmc.demo.writer import random_weights
 
 
 def build(

@@ -6,7 +6,6 @@ Such an engine needs `trust_remote_code`. The names of the parameters are those 
 published files; transformers has a class for the text model at most.
 """
 
-from pathlib import Path
 from typing import Any
 
 from mmc_testing.writer import (
@@ -20,17 +19,14 @@ from mmc_testing.writer import (
     linear,
     prefixed,
     published_shapes,
+    remote_code,
+    resampler_shapes,
     text_sizes,
     vision_sizes,
 )
 
 INNER = 172  # of a vision block's two linear layers
 Shapes = dict[str, tuple[int, ...]]
-
-
-def _code(*names: str) -> dict[str, str]:
-    folder = Path(__file__).parent / "remote_code"
-    return {name: (folder / name).read_text() for name in names}
 
 
 # ---------------------------------------------------------------- InternVL, own format
@@ -122,20 +118,10 @@ def _minicpmv_shapes(config: dict[str, Any]) -> Shapes:
     vision = SiglipVisionConfig(**config["vision_config"], vision_use_head=False)
     tower = published_shapes(SiglipVisionModel, vision)
     tower = {name.removeprefix("vision_model."): tower[name] for name in tower}
-    norms = ("ln_q", "ln_kv", "ln_post")
-    resampler: Shapes = {
-        "query": (16, HIDDEN),
-        "kv_proj.weight": (HIDDEN, VISION_HIDDEN),
-        "attn.in_proj_weight": (3 * HIDDEN, HIDDEN),
-        "attn.in_proj_bias": (3 * HIDDEN,),
-        **linear("attn.out_proj", HIDDEN, HIDDEN),
-        "proj": (HIDDEN, HIDDEN),
-        **{f"{norm}.{end}": (HIDDEN,) for norm in norms for end in ("weight", "bias")},
-    }
     return {
         **prefixed("llm.", published_shapes(Qwen2ForCausalLM, text)),
         **prefixed("vpm.", tower),
-        **prefixed("resampler.", resampler),
+        **resampler_shapes(16),
     }
 
 
@@ -297,7 +283,7 @@ RECIPES: dict[str, Recipe] = {
         template=QWEN_TEMPLATE,
         placeholder="<image>\n",
         roles=QWEN_ROLES,
-        files=_code("configuration_internvl_chat.py"),
+        files=remote_code("configuration_internvl_chat.py"),
         engine_args={"limit_mm_per_prompt": {"image": 2}, "trust_remote_code": True},
     ),
     "minicpmv": Recipe(
@@ -320,7 +306,7 @@ RECIPES: dict[str, Recipe] = {
         placeholder="(<image>./</image>)",
         roles=QWEN_ROLES | {"bos_token": "<|im_start|>", "unk_token": "<unk>"},
         named_tokens={"im_start": "<image>", "im_end": "</image>"},
-        files=_code("configuration_minicpm.py", "image_processing_minicpmv.py"),
+        files=remote_code("configuration_minicpm.py", "image_processing_minicpmv.py"),
         settings={
             "processor_config.json": {"processor_class": "MiniCPMVProcessor"},
             "preprocessor_config.json": {
@@ -369,7 +355,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         placeholder="<|media_start|>image<|media_content|><|media_pad|><|media_end|>",
         roles={"bos_token": "[BOS]", "eos_token": "<|im_end|>", "pad_token": "[PAD]"},
-        files=_code("image_processing_kimi_vl.py", "processing_kimi_vl.py"),
+        files=remote_code("image_processing_kimi_vl.py", "processing_kimi_vl.py"),
         settings={
             "processor_config.json": {
                 "processor_class": "KimiVLProcessor",
@@ -415,7 +401,7 @@ RECIPES: dict[str, Recipe] = {
         template=QWEN_TEMPLATE,
         placeholder="<so_embedding>",
         roles=QWEN_ROLES,
-        files=_code("configuration_nemotron_vl.py"),
+        files=remote_code("configuration_nemotron_vl.py"),
         modality="audio",
         samples=([0.3], [3.0], [12.5], [5.0, 0.7]),
         text="What is said?",

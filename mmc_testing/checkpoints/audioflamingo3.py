@@ -1,197 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""A tiny Audio Flamingo 3 checkpoint, and Hugging Face's encoder with its weights."""
+"""A tiny Audio Flamingo 3 checkpoint: two text layers, 128 mel bins."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmc_testing.checkpoints.common import hf_encoder, read_weights
-from vllm_mmc.demo.checkpoints.common import (
-    answer_in_visible_characters,
-    byte_level_vocab,
-    check_depth,
-    parameter_shapes,
-    qwen_generation_config,
-    random_weights,
-    save_checkpoint,
+from mmc_testing.checkpoints.common import (
+    HIDDEN,
+    POSITIONS,
+    QWEN_ASSISTANT,
+    qwen_sizes,
+    speech_processor,
 )
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<sound>",
-)
-VOCAB_SIZE = 320
-
-HIDDEN = 128  # of the text model; also the width of the audio embeddings
-AUDIO_HIDDEN = 128  # heads of 32, as in the text model
-POSITIONS = 1500  # of 30 s of speech, as published
-
-# Hugging Face's prefixes -> those of nvidia/audio-flamingo-3-hf.
-PUBLISHED_PREFIXES = {
-    "model.audio_tower.": "audio_tower.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-    "model.language_model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-}
-
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}"
-    "{% for content in message['content'] %}"
-    "{% if content['type'] == 'audio' %}<sound>{% endif %}{% endfor %}"
-    "{% for content in message['content'] %}"
-    "{% if content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from mmc_testing.hf_encoders import HuggingFaceEncoder
+from mmc_testing.writer import QWEN_TOKENS, Ids, Recipe, published
 
 
-def tiny_audioflamingo3(
-    path: Path | str,
-    *,
-    depth: int = 4,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-) -> Path:
-    """Writes a tiny Audio Flamingo 3 checkpoint: two text layers, 128 mel bins.
-
-    Args:
-        path: the directory; an older checkpoint there is written over.
-        depth: encoder layers, at least 1.
-        seed: same seed (and same arguments and libraries), same bytes.
-        dtype: of the weights, and the `dtype` of the config.
-
-    Returns:
-        `path`.
-
-    Raises:
-        ValueError: if depth < 1.
-    """
-    from transformers.models.audioflamingo3 import (
-        AudioFlamingo3ForConditionalGeneration,
-    )
-    from transformers.models.whisper.modeling_whisper import sinusoids
-
-    check_depth(depth)
-    vocab = byte_level_vocab(SPECIAL_TOKENS)
-    config = _config(vocab, depth, dtype)
-    shapes = parameter_shapes(
-        AudioFlamingo3ForConditionalGeneration, config, renames=PUBLISHED_PREFIXES
-    )
-    weights = random_weights(shapes, seed=seed, dtype=dtype)
-    weights["audio_tower.embed_positions.weight"] = sinusoids(
-        POSITIONS, AUDIO_HIDDEN
-    ).to(dtype)
-    for name, tensor in weights.items():
-        # Sharper attention to the audio than random weights give, so that an answer
-        # depends on it.
-        if name.startswith("language_model.") and name.endswith(
-            ("q_proj.weight", "k_proj.weight")
-        ):
-            tensor *= 2
-    answer_in_visible_characters(weights["language_model.lm_head.weight"], vocab)
-
-    generation_config = qwen_generation_config(vocab)
-    processor = _processor(vocab)
-    return save_checkpoint(
-        path,
-        parts=[config, generation_config, processor, processor.feature_extractor],
-        weights=weights,
-    )
-
-
-def audioflamingo3_prompt(text: str = "", *, audios: int = 1) -> str:
-    """Returns what the chat template makes of one user turn: audio, then text.
-
-    Args:
-        text: the user's words.
-        audios: Audio Flamingo 3 hears one at a time.
-    """
-    if audios != 1:
-        raise ValueError(f"audios must be 1, got {audios}")
-    return (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n<sound>{text}<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-def load_hf_audioflamingo3_encoder(
-    path: Path | str, *, dtype: torch.dtype = torch.float32
-) -> torch.nn.Module:
-    """Returns Hugging Face's Audio Flamingo 3 encoder with these weights, no projector.
-
-    Called with log-mel features [windows, 128, 3000] and their mask [windows, 3000] it
-    gives `.last_hidden_state` [windows, 750, hidden].
-
-    Args:
-        path: a directory that `tiny_audioflamingo3` wrote.
-        dtype: parameters are converted to it.
-
-    Raises:
-        RuntimeError: if a parameter is missing or left over, or a shape differs.
-    """
-    from transformers import AutoConfig
-    from transformers.models.audioflamingo3 import AudioFlamingo3Encoder
-
-    config = AutoConfig.from_pretrained(path).audio_config
-    weights = read_weights(path, "audio_tower.")
-    return hf_encoder(AudioFlamingo3Encoder, config, weights, dtype)
-
-
-def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:
+def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
     from transformers.models.audioflamingo3 import AudioFlamingo3Config
 
     return AudioFlamingo3Config(
-        architectures=["AudioFlamingo3ForConditionalGeneration"],
         audio_config={
             "num_mel_bins": 128,
             "num_hidden_layers": depth,
             "num_attention_heads": 4,
-            "intermediate_size": 4 * AUDIO_HIDDEN,
-            "hidden_size": AUDIO_HIDDEN,
+            "intermediate_size": 4 * HIDDEN,
+            "hidden_size": HIDDEN,
             "max_source_positions": POSITIONS,
         },
-        text_config={
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": HIDDEN,
-            "intermediate_size": 2 * HIDDEN,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 32768,
-            "rope_theta": 1e6,
-            "tie_word_embeddings": False,
-            "eos_token_id": vocab["<|im_end|>"],
-            "pad_token_id": vocab["<|endoftext|>"],
+        text_config=qwen_sizes(ids, rope_theta=1e6, tie_word_embeddings=False),
+        audio_token_id=ids["<sound>"],
+    )
+
+
+RECIPES = {
+    "audioflamingo3": Recipe(
+        "Audio Flamingo 3",
+        "AudioFlamingo3ForConditionalGeneration",
+        **QWEN_ASSISTANT | {"max_tokens": 8192},
+        config=_config,
+        least_depth=1,
+        special_tokens=(*QWEN_TOKENS, "<sound>"),
+        processor=speech_processor("AudioFlamingo3Processor"),
+        placeholder="<sound>",
+        chat_template=published("audioflamingo3.jinja"),
+        renames={r"model\.model\.": "model."},
+        sinusoids=r"audio_tower\.embed_positions",
+        modality="audio",
+        samples=([0.3], [3.0], [29.0], [45.0]),
+        text="What is said?",
+        # Without a length vLLM profiles with ten minutes.
+        engine_args={
+            "limit_mm_per_prompt": {"audio": {"count": 1, "length": 30 * 16000}}
         },
-        audio_token_id=vocab["<sound>"],
-        dtype=dtype,
+        # Without the projector: encoder([windows, 128, 3000], mask [windows, 3000])
+        # .last_hidden_state: [windows, 750, hidden]
+        hf_encoders={
+            "audio": HuggingFaceEncoder(
+                "transformers.models.audioflamingo3.modeling_audioflamingo3:"
+                "AudioFlamingo3Encoder",
+                prefix="audio_tower.",
+                config=("audio_config",),
+            )
+        },
+        serves="chat",
     )
-
-
-def _processor(vocab: dict[str, int]) -> Any:
-    from transformers import Qwen2Tokenizer, WhisperFeatureExtractor
-    from transformers.models.audioflamingo3 import AudioFlamingo3Processor
-
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocab,
-        merges=[],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        model_max_length=8192,
-    )
-    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
-    return AudioFlamingo3Processor(
-        feature_extractor=WhisperFeatureExtractor(
-            feature_size=128, return_attention_mask=True
-        ),
-        tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATE,
-    )
+}

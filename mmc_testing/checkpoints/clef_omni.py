@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""A tiny Clef-Omni checkpoint: Qwen3-Omni's, and a head that answers questions."""
+"""A tiny Clef-Omni checkpoint: Qwen3-Omni's, and a head that answers questions.
+
+As published, the config is Qwen3-Omni's: vLLM knows the model by its
+joint_head_config.json.
+"""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmc_testing.checkpoints.common import read_weights
-from mmc_testing.checkpoints.qwen3_omni import HIDDEN, tiny_qwen3_omni
-from vllm_mmc.demo.checkpoints.common import WEIGHTS_FILE, random_weights
+from mmc_testing.checkpoints.common import HIDDEN
+from mmc_testing.checkpoints.qwen3_omni import QWEN3_OMNI
+from mmc_testing.hf_encoders import read_weights
+from vllm_mmc.demo.writer import WEIGHTS_FILE, random_weights
 
 HEAD = {
     "hidden_size": HIDDEN,
@@ -34,37 +40,13 @@ QUESTIONS_TEXT = "\n".join(
 TOKENS_AFTER_TEXT = 2 + len("\nassistant\n")
 
 
-def tiny_clef_omni(
-    path: Path | str,
-    *,
-    depth: int = 4,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-) -> Path:
-    """Writes a tiny Clef-Omni checkpoint directory.
-
-    As published, the config is Qwen3-Omni's: vLLM knows the model by its
-    joint_head_config.json.
-
-    Args:
-        path: the directory; an older checkpoint there is written over.
-        depth: audio encoder layers, and vision transformer blocks, at least 2.
-        seed: same seed (and same arguments and libraries), same bytes.
-        dtype: of the weights, and the `dtype` of the config.
-
-    Returns:
-        `path`.
-
-    Raises:
-        ValueError: if depth < 2: there would be no block for deepstack.
-    """
+def _write_head(path: Path, *, seed: int, dtype: torch.dtype, **_: Any) -> None:
     from safetensors.torch import save_file
     from vllm.model_executor.models.clef_omni import (
         JOINT_HEAD_WEIGHTS,
         JointSchemaHead,
     )
 
-    path = tiny_qwen3_omni(path, depth=depth, seed=seed, dtype=dtype)
     with torch.device("meta"):
         state = JointSchemaHead(**HEAD).state_dict()
     shapes = {name: tensor.shape for name, tensor in state.items()}
@@ -74,7 +56,6 @@ def tiny_clef_omni(
     # Without an index vLLM takes the head's weights for the thinker's.
     index = {"weight_map": dict.fromkeys(sorted(read_weights(path)), WEIGHTS_FILE)}
     (path / f"{WEIGHTS_FILE}.index.json").write_text(json.dumps(index, indent=2))
-    return path
 
 
 def joint_schema() -> dict[str, Any]:
@@ -90,3 +71,16 @@ def joint_schema() -> dict[str, Any]:
         "option_spans": [span(words) for *_, options in QUESTIONS for words in options],
         "option_counts": [len(options) for *_, options in QUESTIONS],
     }
+
+
+RECIPES = {
+    "clef_omni": replace(
+        QWEN3_OMNI,
+        title="Clef-Omni",
+        finish=_write_head,
+        text=QUESTIONS_TEXT,
+        engine_args={**QWEN3_OMNI.engine_args, "runner": "pooling"},
+        pooling={"extra_kwargs": {"joint_schema": joint_schema()}},
+        serves="",
+    )
+}

@@ -1,46 +1,216 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""What the builders share beside `vllm_mmc.demo.checkpoints.common`, and Hugging Face's
-encoders with a checkpoint's weights."""
+"""What the recipes here share."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from mmc_testing.writer import (
+    QWEN_ROLES,
+    QWEN_TEMPLATE,
+    VISION_HIDDEN,
+    Ids,
+    linear,
+    prefixed,
+)
+from vllm_mmc.demo.writer import QWEN_GENERATION, QWEN_SYSTEM, qwen_tokenizer
 
-from vllm_mmc.demo.checkpoints.common import WEIGHTS_FILE
+VOCAB_SIZE = 320  # the bytes, the special tokens, then unused rows
+HIDDEN = 128  # of the text models and of the audio encoders: heads of 32 in both
+POSITIONS = 1500  # of 30 s of speech, as published
+
+WHISPER_ENCODER = "models.whisper.modeling_whisper.WhisperEncoder"
+QWEN: dict[str, Any] = {
+    "tokenizer": qwen_tokenizer,
+    "template": QWEN_TEMPLATE,
+    "roles": QWEN_ROLES,
+    "generation": QWEN_GENERATION,
+    "max_tokens": 32768,
+}
+"""Of a recipe whose text model is Qwen's."""
+QWEN_ASSISTANT = QWEN | {"template": QWEN_SYSTEM + QWEN_TEMPLATE}
+OMNI_NAMES = (
+    *("image_token", "audio_token", "video_token"),
+    *("vision_bos_token", "vision_eos_token", "audio_bos_token", "audio_eos_token"),
+)
+"""By which processors of images and sound ask the tokenizer for its tokens."""
 
 
-def save_preprocessor_config(path: Path, processor: Any) -> None:
-    """Writes preprocessor_config.json, one for audio and images, as published."""
-    parts = [processor.feature_extractor, processor.image_processor]
-    settings = {key: value for part in parts for key, value in part.to_dict().items()}
-    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    (path / "preprocessor_config.json").write_text(text)
+def qwen_chat_template(placeholder: str) -> str:
+    """Returns Qwen's turns with the parts of each in the order in which they come.
+
+    Args:
+        placeholder: of whatever is not text.
+    """
+    return (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}"
+        "{% else %}{% for content in message['content'] %}"
+        "{% if content['type'] == 'text' %}{{ content['text'] }}"
+        "{% else %}" + placeholder + "{% endif %}"
+        "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
 
 
-def read_weights(path: Path | str, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Returns the checkpoint's tensors under `prefix`, with the prefix taken off."""
-    from safetensors.torch import load_file
+def text_sizes(**overrides: Any) -> dict[str, Any]:
+    """Returns the sizes of a text model of two layers, by their usual names.
 
+    Args:
+        overrides: further values, or others for these.
+    """
     return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in load_file(Path(path) / WEIGHTS_FILE).items()
-        if name.startswith(prefix)
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+    } | overrides
+
+
+def qwen_sizes(ids: Ids, **overrides: Any) -> dict[str, Any]:
+    """Returns the same of one of Qwen's, with the ids of its tokens."""
+    end = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    return text_sizes(**end, **overrides)
+
+
+def vision_sizes(depth: int, **overrides: Any) -> dict[str, Any]:
+    """Returns the sizes of Qwen's vision encoder of so many blocks."""
+    return {
+        "depth": depth,
+        "hidden_size": VISION_HIDDEN,
+        "num_heads": 4,
+        "intermediate_size": 172,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": HIDDEN,
+    } | overrides
+
+
+def whisper_sizes(depth: int, **overrides: Any) -> dict[str, Any]:
+    """Returns the sizes of an audio encoder, by Whisper's names.
+
+    Args:
+        depth: layers.
+        overrides: further values, or others for these.
+    """
+    return {
+        "num_mel_bins": 128,
+        "d_model": HIDDEN,
+        "encoder_layers": depth,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 4 * HIDDEN,
+        "max_source_positions": POSITIONS,
+    } | overrides
+
+
+def whisper_tokens(end: int, **overrides: Any) -> dict[str, Any]:
+    """Returns what a config of Whisper says of tokens, where its decoder is not used.
+
+    Args:
+        end: id of the token that stands for all special ones.
+        overrides: further values, or others for these.
+    """
+    roles = ("bos", "eos", "pad", "decoder_start")
+    return {
+        **dict.fromkeys((f"{role}_token_id" for role in roles), end),
+        "suppress_tokens": None,
+        "begin_suppress_tokens": None,
+    } | overrides
+
+
+def omni_processor(tokenizer: Any, name: str, side: int, **pixels: Any) -> Any:
+    """Returns a processor of images and sound, and what else writes its files.
+
+    Args:
+        tokenizer: of the checkpoint.
+        name: of the class, in transformers.
+        side: of the square of pixels that becomes one embedding.
+        pixels: further arguments of the processors of images and videos.
+    """
+    import transformers
+
+    pixels |= {"min_pixels": 4 * side**2, "max_pixels": 512 * side**2}
+    pixels |= {"patch_size": side // 2, "temporal_patch_size": 2, "merge_size": 2}
+    processor = getattr(transformers, name)(
+        image_processor=transformers.Qwen2VLImageProcessor(**pixels),
+        # Unset, each process warns; False is how the published processor behaves.
+        video_processor=transformers.Qwen2VLVideoProcessor(
+            **pixels, cap_pixels_per_frame=False
+        ),
+        # As published: up to 300 s, to which every clip is padded for its spectrogram.
+        feature_extractor=transformers.WhisperFeatureExtractor(
+            feature_size=128, chunk_length=300, return_attention_mask=True
+        ),
+        tokenizer=tokenizer,
+    )
+    return [processor, BothPreprocessors(processor)]
+
+
+def speech_processor(name: str) -> Callable[[Any], Any]:
+    """Returns what makes a processor of a tokenizer: clips of 30 s, and their masks.
+
+    Args:
+        name: of the class, in transformers.
+    """
+
+    def processor(tokenizer: Any) -> Any:
+        import transformers
+
+        extract = transformers.WhisperFeatureExtractor
+        features = extract(feature_size=128, return_attention_mask=True)
+        return getattr(transformers, name)(
+            feature_extractor=features, tokenizer=tokenizer
+        )
+
+    return processor
+
+
+def features_beside(feature_size: int, **settings: Any) -> Callable[[Any], list[Any]]:
+    """Returns what writes the files of Whisper's features beside a tokenizer's.
+
+    Args:
+        feature_size: mel bins.
+        settings: what else preprocessor_config.json says.
+    """
+
+    def parts(tokenizer: Any) -> list[Any]:
+        from transformers import WhisperFeatureExtractor
+
+        features = WhisperFeatureExtractor(feature_size=feature_size, **settings)
+        return [features, tokenizer] if tokenizer else [features]
+
+    return parts
+
+
+class BothPreprocessors:
+    """Writes preprocessor_config.json, one for audio and images, as published."""
+
+    def __init__(self, processor: Any) -> None:
+        self.parts = processor.feature_extractor, processor.image_processor
+
+    def save_pretrained(self, path: Path) -> None:
+        settings = {k: v for part in self.parts for k, v in part.to_dict().items()}
+        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+        (path / "preprocessor_config.json").write_text(text)
+
+
+def vq_adaptor(first: int, second: int, norm: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of what makes one embedding of four encoder outputs.
+
+    Args:
+        first: index of the first linear layer.
+        second: of the second.
+        norm: of the layer norm.
+    """
+    shapes = {
+        **linear(f"{first}", 4 * HIDDEN, HIDDEN),
+        **linear(f"{second}", HIDDEN, HIDDEN),
+        f"{norm}.weight": (HIDDEN,),
+        f"{norm}.bias": (HIDDEN,),
     }
-
-
-def hf_encoder(
-    encoder_class: Callable[[Any], nn.Module],
-    config: Any,
-    weights: Mapping[str, torch.Tensor],
-    dtype: torch.dtype,
-) -> nn.Module:
-    """Returns `encoder_class(config)` with exactly these weights, to compare with."""
-    config._attn_implementation = "sdpa"
-    encoder = encoder_class(config)
-    encoder.load_state_dict(weights, strict=True)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    return prefixed("model.vq_adaptor.layers.", shapes)

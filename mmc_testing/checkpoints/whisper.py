@@ -1,32 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Hugging Face's Whisper encoder with the weights of a tiny checkpoint."""
-
-from pathlib import Path
+"""What tests know of Whisper; its tiny checkpoint is in the wheel."""
 
 import torch
 
-from mmc_testing.checkpoints.common import hf_encoder, read_weights
+from mmc_testing.hf_encoders import whisper_encoder
+from mmc_testing.writer import Recipe
+from vllm_mmc.demo.checkpoints.whisper import RECIPE
 
-
-def load_hf_whisper_encoder(
-    path: Path | str, *, dtype: torch.dtype = torch.float32
-) -> torch.nn.Module:
-    """Returns Hugging Face's Whisper encoder with these weights.
-
-    Called with log-mel features [items, 80, 3000] it gives `.last_hidden_state` [items,
-    1500, hidden].
-
-    Args:
-        path: a directory that `tiny_whisper` wrote.
-        dtype: parameters are converted to it.
-
-    Raises:
-        RuntimeError: if a parameter is missing or left over, or a shape differs.
-    """
-    from transformers import AutoConfig
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    config = AutoConfig.from_pretrained(path)
-    weights = read_weights(path, "model.encoder.")
-    return hf_encoder(WhisperEncoder, config, weights, dtype)
+RECIPES = {
+    "whisper": Recipe.of(
+        RECIPE,
+        hf_encoders=whisper_encoder("model.encoder."),
+        regions=("CompiledWhisperEncoderLayer",),
+        sharded_inputs=lambda: {"input_features": torch.randn(3, 80, 3000)},
+        serves="transcriptions",
+    )
+}

@@ -17,29 +17,13 @@ from mmc_testing.checkpoints import FAMILIES
 from vllm_mmc.cache.key import root
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
+from vllm_mmc.demo import SHIPPED
 from vllm_mmc.demo.engine import ENGINE_ENVIRONMENT, default_engine_args
 
 pytestmark = pytest.mark.forked
 
 BACKBONE = 1  # vLLM's own graph: the text model
 DEPTH = 4
-REGIONS = {
-    "qwen2_5_vl": {
-        "CompiledQwen2_5_VisionBlock",
-        "CompiledQwen2_5_VisionPatchEmbed",
-        "CompiledQwen2_5_VisionPatchMerger",
-    },
-    "llama4": {
-        "CompiledLlama4MultiModalProjector",
-        "CompiledLlama4UnfoldConvolution",
-        "CompiledLlama4VisionEncoderLayer",
-        "CompiledLlama4VisionPixelShuffleMLP",
-    },
-    "whisper": {"CompiledWhisperEncoderLayer"},
-    "qwen3_asr": {"CompiledQwen3OmniMoeAudioEncoderLayer"},
-}
-# Text models of two decorated classes, one the other's parent, are counted twice.
-BACKBONES_SEEN = {"qwen2_5_vl": 1, "llama4": 2, "whisper": 1, "qwen3_asr": 2}
 CLASSES = {entry.family: entry.compiled_architecture for entry in CATALOG}
 
 
@@ -52,7 +36,7 @@ def engine_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def answer(
     checkpoint: Path,
     compilation_config: dict[str, Any],
-    family: str = "qwen2_5_vl",
+    family: str = SHIPPED[0],
 ) -> LLM:
     """Start an engine, which profiles with the largest item, and send two items."""
     args = {**FAMILIES[family].engine_args, "compilation_config": compilation_config}
@@ -67,14 +51,13 @@ def model_class(llm: LLM) -> str:
     return llm.apply_model(lambda model: type(model).__name__)[0]
 
 
-SLOW = {"whisper", "qwen3_asr"}  # an engine each; servers are in tests/e2e
-
-
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
-        for name in REGIONS
+        # An engine each; of audio, servers are in tests/e2e.
+        pytest.param(name, marks=pytest.mark.slow if family.modality == "audio" else ())
+        for name, family in FAMILIES.items()
+        if family.regions
     ],
 )
 def test_on(
@@ -85,7 +68,7 @@ def test_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checkpoint = request.getfixturevalue(family)
-    regions = len(REGIONS[family])
+    regions = len(FAMILIES[family].regions)
     # Nothing compiled is kept there, only what vLLM knows of model classes.
     classes = cache_root / "modelinfos"
     classes.mkdir(exist_ok=True)
@@ -93,7 +76,7 @@ def test_on(
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     with (
         compilation_counter.expect(
-            num_models_seen=regions + BACKBONES_SEEN[family],
+            num_models_seen=regions + FAMILIES[family].backbones_seen,
             num_aot_compiles=regions + BACKBONE,
             num_aot_artifacts_saved=regions + BACKBONE,
             num_aot_artifacts_loaded=0,
@@ -116,7 +99,7 @@ def test_on(
     )
     # Not the process's own work directory, which is beside the entries.
     kept = [path.parent.name.partition("-")[0] for path in root().glob("*/artifact")]
-    assert sorted(kept) == sorted(REGIONS[family])
+    assert sorted(kept) == sorted(FAMILIES[family].regions)
 
 
 def test_mode_none(qwen2_5_vl: Path) -> None:

@@ -23,7 +23,7 @@ def test_by_its_own_name_and_compiling_only_when_asked(
     """The text model is compiled as always; of the encoder nothing is."""
     probe = Probe(
         checkpoint=str(qwen2_5_vl),
-        family="qwen2_5_vl",
+        family=ENTRY.family,
         depth=4,
         engine_args={
             "hf_overrides": {"architectures": [ENTRY.compiled_architecture]},

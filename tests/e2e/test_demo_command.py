@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from vllm_mmc.catalog import CATALOG
+from vllm_mmc.demo import SHIPPED
 
-GRAPHS = {"qwen2_5_vl": 3, "llama4": 4, "qwen2_5_omni": 4}  # of all others one
+GRAPHS = {entry.family: len(entry.regions) for entry in CATALOG}
 
 
 @pytest.mark.parametrize(
     "model",
     [
         # Three engines each.
-        pytest.param(name, marks=() if name == "qwen2_5_vl" else pytest.mark.slow)
-        for name in dict.fromkeys(entry.family for entry in CATALOG)
+        pytest.param(name, marks=() if name == SHIPPED[0] else pytest.mark.slow)
+        for name in GRAPHS
     ],
 )
 def test_demo(model: str) -> None:
@@ -37,5 +38,5 @@ def test_demo(model: str) -> None:
         for line in result.stdout.splitlines()
         if len(cells := [c.strip() for c in line.strip("│┃ ").split("│")]) == 4
     }
-    graphs = str(GRAPHS.get(model, 1))
+    graphs = str(GRAPHS[model])
     assert rows["encoder graphs compiled"] == ["0", graphs, "0"]

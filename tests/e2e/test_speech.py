@@ -20,23 +20,13 @@ import soundfile
 from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import Server, vllm_serve
 from vllm_mmc.catalog import CATALOG
-from vllm_mmc.demo import media
+from vllm_mmc.demo import SHIPPED, media
 
-TRANSCRIBES = ("whisper", "qwen3_asr", "kimi_audio", "moss_transcribe_diarize")
-"""By `/v1/audio/transcriptions`; the others by `/v1/chat/completions`."""
-CHATS = (
-    "qwen2_audio",
-    "audioflamingo3",
-    "qwen2_5_omni",
-    "qwen3_omni",
-    "ultravox",
-    "voxtral",
-    "minicpmo",
+TRANSCRIBES, CHATS = (
+    [name for name, family in FAMILIES.items() if family.serves == way]
+    for way in ("transcriptions", "chat")
 )
-REGIONS = {
-    "whisper": "CompiledWhisperEncoderLayer",
-    "qwen3_asr": "CompiledQwen3OmniMoeAudioEncoderLayer",
-}
+"""By `/v1/audio/transcriptions` and by `/v1/chat/completions`."""
 ENV = {"VLLM_LOGGING_LEVEL": "INFO"}
 
 
@@ -141,7 +131,7 @@ def chat(client: openai.OpenAI, model: str, wav: bytes) -> str:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(family, marks=() if family == "whisper" else pytest.mark.slow)
+        pytest.param(family, marks=() if family in SHIPPED else pytest.mark.slow)
         for family in TRANSCRIBES + CHATS
     ],
 )
@@ -187,6 +177,7 @@ def server(stock: dict[str, Answer], family: str, checkpoint: Path) -> Iterator[
 def test_answers_as_stock_does(
     server: Server, family: str, good: dict[str, bytes], stock: dict[str, Answer]
 ) -> None:
+    counted = FAMILIES[family].regions
     for name, wav in good.items():
         answer, theirs = ask(server, family, wav), stock[name]
         if theirs.status == 500 and "Hz" in name:
@@ -202,7 +193,7 @@ def test_answers_as_stock_does(
         else:
             assert answer == theirs, name
             # For some models one sample is too few, or two channels are too many.
-            refused = name in ("one sample", "stereo") and family not in REGIONS
+            refused = name in ("one sample", "stereo") and not counted
             assert theirs.status == 200 or refused
     heard = {stock[name].text for name in good}
     # Silence, one sample and 0.3 s are nearly the same, as are 2 s at several rates.
@@ -238,8 +229,8 @@ def test_each_region_was_compiled_once(
     # Or loaded: another test of this session may have left them in the cache.
     assert len(compiled) in (0, regions)
     assert len(compiled) == len(set(compiled))
-    if family in REGIONS:
-        assert compiled in ([], [REGIONS[family]])
+    if known := FAMILIES[family].regions:
+        assert compiled in ([], [*known])
     assert "graphs" in server.log.read_text()
 
 

@@ -19,9 +19,7 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.model_executor.models.utils import AutoWeightsLoader
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from mmc_testing import checkpoints
 from mmc_testing.checkpoints import FAMILIES
-from mmc_testing.checkpoints.common import read_weights
 from mmc_testing.engine import (
     batch_items,
     embed_inputs,
@@ -30,6 +28,7 @@ from mmc_testing.engine import (
     stock_class,
     tower_context,
 )
+from mmc_testing.hf_encoders import read_weights
 from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
@@ -74,7 +73,6 @@ class Audio:
         prefix: of the encoder's weights in the checkpoint.
         by_default: not slow: its encoder is no other family's.
         pictures: without one allowed, vLLM makes no room for audio.
-        loader: of Hugging Face's encoder, if it does not have the family's name.
         shapes: largest call and step of the encoder, in packed tokens, if literal.
     """
 
@@ -84,7 +82,6 @@ class Audio:
     prefix = "audio_tower."
     by_default = True
     pictures = False
-    loader = ""
     shapes: tuple[int, int] | None = None
 
     def __init__(self, *, by_default: bool = True) -> None:
@@ -136,7 +133,6 @@ class Whisper(Audio):
 class Qwen3ASR(Audio):
     shapes = (8192, 1)
     prefix = "thinker.audio_tower."
-    loader = "load_hf_qwen3_asr_encoder"
     # Stock's lone clip under a second is not padded to a whole one; see
     # test_qwen3_asr.py.
     batches = BATCHES[:1] + BATCHES[2:]
@@ -157,8 +153,6 @@ class Qwen3ASR(Audio):
 
 
 class Qwen3Omni(Qwen3ASR):
-    loader = "load_hf_qwen3_omni_audio_encoder"
-
     def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
         lengths = x["audio_feature_lengths"]
         found = encoder(x["input_audio_features"], feature_lens=lengths)
@@ -216,15 +210,15 @@ class Ultravox(Qwen2Audio):
         return end_to_end(encoder(x["audio_features"], x["audio_lens"]), tokens)
 
     def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
-        # Without its projector; a clip alone has no padding to mask.
-        tower, found = encoder.audio_tower, []
+        # A clip alone has no padding to mask.
+        found = []
         for features, frames in zip(x["audio_features"], x["audio_lens"], strict=True):
-            hidden = nn.functional.gelu(tower.conv1(features[None, :, :frames]))
-            hidden = nn.functional.gelu(tower.conv2(hidden)).transpose(1, 2)
-            hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
-            for layer in tower.layers:
+            hidden = nn.functional.gelu(encoder.conv1(features[None, :, :frames]))
+            hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
+            hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+            for layer in encoder.layers:
                 hidden = layer(hidden, None)
-            found.append(tower.layer_norm(hidden)[0])
+            found.append(encoder.layer_norm(hidden)[0])
         return torch.cat(found)
 
 
@@ -425,7 +419,7 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[Compiled]:
             context(family, checkpoint, dtype, **pinned) as config,
         ):
             model = load_model(config)
-            FAMILIES[family].mend_stock(model)
+            FAMILIES[family].mend_model(model)
             return run_all(config, family, model, alone=audio.stock_alone)
 
     stock = of_stock(dtype)
@@ -544,11 +538,8 @@ def test_another_rate_is_heard(compiled: Compiled) -> None:
 def test_equals_hugging_face(compiled: Compiled) -> None:
     audio, family = compiled.audio, compiled.family
     if family == "voxtral":
-        pytest.skip("its projector is part of Hugging Face's: see test_voxtral.py")
-    names = (f"load_hf_{family}_audio_encoder", f"load_hf_{family}_encoder")
-    found_names = [name for name in names if hasattr(checkpoints, name)]
-    theirs = getattr(checkpoints, (*found_names, audio.loader)[0])
-    encoder = theirs(compiled.checkpoint)
+        pytest.skip("Hugging Face's has the parameters under other names")
+    encoder = FAMILIES[family].hf_encoders["audio"](compiled.checkpoint)
     for batch, truth, reference in zip(
         audio.batches, compiled.truth, compiled.stock, strict=True
     ):

@@ -11,9 +11,9 @@ import torch
 import torch.nn as nn
 from vllm.config import CompilationMode
 
-from mmc_testing.checkpoints import load_hf_llama4_encoder
-from mmc_testing.checkpoints.common import read_weights
+from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import load_model, stock_class, tower_context
+from mmc_testing.hf_encoders import read_weights
 from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.models.llama4 import (
@@ -98,7 +98,7 @@ def test_equals_stock_and_hugging_face(
         ours = run(model, dtype)
         model.warm_up_encoder()  # the first sizes have compiled all of it
     truth, reference = stock(torch.float32), stock(dtype)
-    hf = load_hf_llama4_encoder(llama4)
+    hf = FAMILIES["llama4"].hf_encoders["image"](llama4)
     for tiles in TILES:
         allowed = allowance(reference=reference[tiles], truth=truth[tiles])
         name = f"{tiles} tiles"
@@ -237,7 +237,7 @@ def test_encoder_alone(llama4: Path) -> None:
     """Without an engine, so without its limit; see docs/custom-serving.md."""
     from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-    hf = load_hf_llama4_encoder(llama4)
+    hf = FAMILIES["llama4"].hf_encoders["image"](llama4)
     pixels = images(3, torch.float32)
     with tower_context(llama4, compile_mm_encoder=True) as vllm_config:
         model_config = vllm_config.model_config

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmc_testing.checkpoints import FAMILIES, tiny_minicpmo
+from mmc_testing.checkpoints.minicpmo import recipe
 from mmc_testing.engine import (
     embed_inputs,
     load_model,
@@ -40,8 +40,8 @@ def test_the_version_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow  # the encoder is that of 2.6, which test_audio.py holds to stock
 def test_version_4_5(tmp_path: Path) -> None:
     """Another text model; of five tokens, not of two, one embedding."""
-    family = FAMILIES["minicpmo"]
-    checkpoint = tiny_minicpmo(tmp_path, version="4.5")
+    family = recipe("4.5")
+    checkpoint = family.write(tmp_path)
     clips = [family.request([seconds]) for seconds in (0.3, 12.5, 3.0, 29.0)]
     args = {"max_num_batched_tokens": 8192, **family.engine_args}
     stock = stock_class("MiniCPMO")

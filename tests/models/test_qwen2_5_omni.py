@@ -13,11 +13,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 )
 from vllm.config import VllmConfig
 
-from mmc_testing.checkpoints import (
-    FAMILIES,
-    load_hf_qwen2_5_omni_vision_encoder,
-    qwen2_5_omni_prompt,
-)
+from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import (
     embed_inputs,
     load_model,
@@ -29,6 +25,7 @@ from vllm_mmc.compilation.counters import counters
 from vllm_mmc.demo import media
 from vllm_mmc.encoder.interfaces import CompiledEncoder
 
+FAMILY = FAMILIES["qwen2_5_omni"]
 SIZES = ((224, 224), (504, 588), (280, 336))
 
 
@@ -36,12 +33,12 @@ def inputs(config: VllmConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Three pictures, and two clips."""
     pictures = [
         {
-            "prompt": qwen2_5_omni_prompt("Who?", images=1),
+            "prompt": FAMILY.prompt("Who?", images=1),
             "multi_modal_data": {"image": [media.photograph_at(*size)]},
         }
         for size in SIZES
     ]
-    speech = [FAMILIES["qwen2_5_omni"].request([seconds]) for seconds in (3.0, 7.7)]
+    speech = [FAMILY.request([seconds]) for seconds in (3.0, 7.7)]
     return embed_inputs(config, pictures), embed_inputs(config, speech)
 
 
@@ -59,7 +56,7 @@ def test_both_encoders(qwen2_5_omni: Path, monkeypatch: pytest.MonkeyPatch) -> N
         devices.append({parameter.device.type for parameter in self.parameters()})
 
     monkeypatch.setattr(Qwen2_5OmniAudioEncoder, "__init__", recorded)
-    args = {"max_num_batched_tokens": 4096, **FAMILIES["qwen2_5_omni"].engine_args}
+    args = {"max_num_batched_tokens": 4096, **FAMILY.engine_args}
     stock = stock_class("Qwen2_5OmniModel")
     with tower_context(qwen2_5_omni, **stock, **args) as config:
         expected = embed(load_model(config), *inputs(config))
@@ -81,7 +78,7 @@ def test_both_encoders(qwen2_5_omni: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert_close("speech", found[1], expected[1], ratio=2e-5)
     assert torch.equal(both[0], torch.cat(found))
     pixels, grids = given[0]["pixel_values"], given[0]["image_grid_thw"]
-    theirs = load_hf_qwen2_5_omni_vision_encoder(qwen2_5_omni)
+    theirs = FAMILY.hf_encoders["image"](qwen2_5_omni)
     with torch.inference_mode():
         output = theirs(pixels, grid_thw=grids)
     output = getattr(output, "pooler_output", output)

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 from vllm.config import CompilationMode
 
-from mmc_testing.checkpoints import load_hf_vision_tower
+from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import load_model, stock_class, tower_context
 from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.compilation.counters import counters
@@ -88,7 +88,7 @@ def test_equals_stock_and_hugging_face(
             qwen2_5_vl, dtype, compile_mm_encoder=True, mode=CompilationMode(mode)
         )
     truth, reference = stock(torch.float32), stock(dtype)
-    hf = load_hf_vision_tower(qwen2_5_vl)
+    hf = FAMILIES["qwen2_5_vl"].hf_encoders["image"](qwen2_5_vl)
     for name, grid in GRIDS.items():
         allowed = allowance(reference=reference[name], truth=truth[name])
         assert_close(name, ours[name], truth[name], ratio=allowed, dtype=dtype)
@@ -227,7 +227,7 @@ def test_encoder_alone_as_documented(qwen2_5_vl: Path) -> None:
     """Runs the code of docs/custom-serving.md."""
     text = (Path(__file__).parents[2] / "docs" / "custom-serving.md").read_text()
     code = text.partition("```python\n")[2].partition("```")[0]
-    hf = load_hf_vision_tower(qwen2_5_vl)
+    hf = FAMILIES["qwen2_5_vl"].hf_encoders["image"](qwen2_5_vl)
     pixels = patches([[1, 16, 24], [1, 8, 8]], torch.float32)
     names: dict[str, Any] = {
         "CHECKPOINT": str(qwen2_5_vl),

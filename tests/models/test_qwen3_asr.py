@@ -9,13 +9,13 @@ import torch
 import torch.nn as nn
 from transformers.models.qwen3_asr import Qwen3ASRFeatureExtractor
 
-from mmc_testing.checkpoints import FAMILIES, load_hf_qwen3_asr_encoder
+from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import load_model, stock_class, tower_context
 from mmc_testing.parity import assert_close, rms_ratio
 from vllm_mmc.demo import media
 
 STOCK = stock_class("Qwen3ASRForConditionalGeneration")
-ARGS = FAMILIES["qwen3_asr"].engine_args
+FAMILY = FAMILIES["qwen3_asr"]
 
 
 def features(seconds: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,12 +52,12 @@ def inputs(seconds: tuple[float, ...], dtype: torch.dtype) -> dict[str, torch.Te
 
 def context(checkpoint: Path, dtype: torch.dtype = torch.float32, **args: Any) -> Any:
     name = str(dtype).removeprefix("torch.")
-    return tower_context(checkpoint, dtype=name, **{**ARGS, **args})
+    return tower_context(checkpoint, dtype=name, **{**FAMILY.engine_args, **args})
 
 
 def test_a_short_clip_does_not_depend_on_its_batch(qwen3_asr: Path) -> None:
     """Stock's does: alone, it is not padded to a whole chunk."""
-    hf = load_hf_qwen3_asr_encoder(qwen3_asr)
+    hf = FAMILY.hf_encoders["audio"](qwen3_asr)
     batch = (0.6, 3.0)
     found = []
     for args in (STOCK, {"compile_mm_encoder": True}):

@@ -5,7 +5,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,55 +12,14 @@ import torch
 from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import load_model, tower_context
 from mmc_testing.parity import assert_close
+from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
 
-
-def qwen2_5_vl() -> dict[str, Any]:
-    grids = [[1, 8, 12], [1, 2, 2], [1, 16, 6]]
-    pixels = torch.randn(sum(t * h * w for t, h, w in grids), 3 * 2 * 14 * 14)
-    return {"pixel_values": pixels, "image_grid_thw": torch.tensor(grids)}
-
-
-def llama4() -> dict[str, Any]:
-    # An odd number of tiles: vLLM pads those of the last rank.
-    return {
-        "pixel_values": torch.randn(9, 3, 112, 112),
-        "patches_per_image": torch.tensor([5, 1, 3]),
-        "aspect_ratios": torch.tensor([[2, 2], [1, 1], [2, 1]]),
-    }
-
-
-def whisper() -> dict[str, Any]:
-    return {"input_features": torch.randn(3, 80, 3000)}
-
-
-def qwen3_asr() -> dict[str, Any]:
-    frames = torch.tensor([230, 50, 900])
-    return {
-        "input_audio_features": torch.randn(128, int(frames.sum())),
-        "audio_feature_lengths": frames,
-        "feature_attention_mask": torch.ones(3, 900),
-    }
-
-
-def qwen2_audio() -> dict[str, Any]:
-    frames = torch.tensor([230, 50, 900])
-    return {
-        "input_features": torch.randn(3, 128, 3000),
-        "feature_attention_mask": (torch.arange(3000) < frames[:, None]).long(),
-    }
-
-
-INPUTS = {
-    "qwen2_5_vl": qwen2_5_vl,
-    "llama4": llama4,
-    "whisper": whisper,
-    "qwen3_asr": qwen3_asr,
-    "qwen2_audio": qwen2_audio,
-}
-REGIONS = {"qwen2_5_vl": 3, "llama4": 4}  # of all others one
+INPUTS = {n: f.sharded_inputs for n, f in FAMILIES.items() if f.sharded_inputs}
+REGIONS = {entry.family: len(entry.regions) for entry in CATALOG}
 CASES = [(family, "weights") for family in INPUTS]
-CASES += [(family, "data") for family in ("qwen2_5_vl", "llama4")]  # as in vLLM
+# As in vLLM: of these encoders it splits the items of those that see.
+CASES += [(name, "data") for name in INPUTS if FAMILIES[name].modality == "image"]
 
 
 def embed(
@@ -93,7 +51,7 @@ def embed(
                     module.do_not_compile = eager
             with torch.inference_mode():
                 outputs.append(model.embed_multimodal(**inputs))
-    regions = REGIONS.get(family, 1)
+    regions = REGIONS[family]
     assert (counters.structures, counters.graphs) == (regions, regions)
     assert counters.followers == 3
     torch.save([torch.cat(items) for items in outputs], directory / f"{rank}.pt")

@@ -9,33 +9,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmc_testing.checkpoints import (
-    FAMILIES,
-    Family,
-    llama4_prompt,
-    load_hf_vision_tower,
-    qwen2_5_vl_prompt,
-    tiny_llama4,
-    tiny_qwen2_5_vl,
-)
-from mmc_testing.checkpoints.clef_omni import (
-    QUESTIONS,
-    joint_schema,
-    tiny_clef_omni,
-)
-from mmc_testing.checkpoints.common import read_weights
+from mmc_testing.checkpoints import FAMILIES, Recipe
+from mmc_testing.checkpoints.clef_omni import QUESTIONS, joint_schema
 from mmc_testing.engine import load_model, stock_class, tower_context
+from mmc_testing.hf_encoders import read_weights
 from mmc_testing.parity import allowance, assert_close, rms_ratio
 from vllm_mmc.demo import media
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+QWEN2_5_VL, LLAMA4 = FAMILIES["qwen2_5_vl"], FAMILIES["llama4"]
+hf_vision_tower = QWEN2_5_VL.hf_encoders["image"]
 DEPTH = 4
 PATCH_VALUES = 3 * 2 * 14 * 14
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen2_5_vl(tmp_path_factory.mktemp("tiny"), depth=DEPTH)
+    return QWEN2_5_VL.write(tmp_path_factory.mktemp("tiny"), depth=DEPTH)
 
 
 def patches(grid: list[list[int]], seed: int = 0) -> torch.Tensor:
@@ -61,7 +51,7 @@ def all_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 @every_family
-def test_same_seed_writes_the_same_bytes(family: Family, tmp_path: Path) -> None:
+def test_same_seed_writes_the_same_bytes(family: Recipe, tmp_path: Path) -> None:
     def files(path: Path) -> dict[Path, bytes]:
         return {
             file.relative_to(path): file.read_bytes()
@@ -77,7 +67,7 @@ def test_same_seed_writes_the_same_bytes(family: Family, tmp_path: Path) -> None
 
 
 @every_family
-def test_another_seed_changes_every_weight(family: Family, tmp_path: Path) -> None:
+def test_another_seed_changes_every_weight(family: Recipe, tmp_path: Path) -> None:
     weights, others = (
         all_weights(family.write(tmp_path / str(seed), depth=2, seed=seed))
         for seed in (0, 1)
@@ -90,7 +80,7 @@ def test_another_seed_changes_every_weight(family: Family, tmp_path: Path) -> No
 
 @every_family
 def test_deeper_checkpoint_keeps_the_shallow_layers(
-    family: Family, tmp_path: Path
+    family: Recipe, tmp_path: Path
 ) -> None:
     weights, deeper = (
         all_weights(family.write(tmp_path / str(depth), depth=depth))
@@ -119,7 +109,7 @@ def test_weights_have_the_published_names(checkpoint: Path) -> None:
 
 
 def test_llama4_weights_have_the_published_names(tmp_path: Path) -> None:
-    weights = read_weights(tiny_llama4(tmp_path, depth=1))
+    weights = read_weights(LLAMA4.write(tmp_path, depth=1))
     # One of each kind, as in meta-llama/Llama-4-Scout-17B-16E-Instruct.
     assert {
         "language_model.lm_head.weight",
@@ -142,7 +132,7 @@ def test_llama4_weights_have_the_published_names(tmp_path: Path) -> None:
 def test_llama4_processor_agrees_with_the_config(tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoProcessor
 
-    path = tiny_llama4(tmp_path, depth=1)
+    path = LLAMA4.write(tmp_path, depth=1)
     config = AutoConfig.from_pretrained(path)
     processor = AutoProcessor.from_pretrained(path)
     assert type(processor).__name__ == "Llama4Processor"
@@ -150,7 +140,7 @@ def test_llama4_processor_agrees_with_the_config(tmp_path: Path) -> None:
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
-    assert prompt == llama4_prompt("Who?", images=2)
+    assert prompt == LLAMA4.prompt("Who?", images=2)
     pictures = [media.photograph_at(112, 56), media.photograph_at(300, 200)]
     inputs = processor(text=[prompt], images=pictures, return_tensors="pt")
     # One tile; two by two, and the whole picture.
@@ -160,14 +150,15 @@ def test_llama4_processor_agrees_with_the_config(tmp_path: Path) -> None:
 
 def test_llama4_depth_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="depth must be at least 1"):
-        tiny_llama4(tmp_path, depth=0)
+        LLAMA4.write(tmp_path, depth=0)
 
 
 def test_clef_omni_schema_says_where_the_words_are(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_clef_omni(tmp_path, depth=2))
-    prompt = tokenizer(FAMILIES["clef_omni"].request([1.0])["prompt"]).input_ids
+    family = FAMILIES["clef_omni"]
+    tokenizer = AutoTokenizer.from_pretrained(family.write(tmp_path, depth=2))
+    prompt = tokenizer(family.request([1.0])["prompt"]).input_ids
     schema = joint_schema()
     spans = schema["question_spans"] + schema["option_spans"]
     questions = [question for _, question, _ in QUESTIONS]
@@ -178,7 +169,7 @@ def test_clef_omni_schema_says_where_the_words_are(tmp_path: Path) -> None:
 
 def test_depth_that_cannot_hold_both_kinds_of_block_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="depth must be at least 2"):
-        tiny_qwen2_5_vl(tmp_path, depth=1)
+        QWEN2_5_VL.write(tmp_path, depth=1)
 
 
 def test_processor_and_tokenizer_agree_with_the_config(checkpoint: Path) -> None:
@@ -198,7 +189,7 @@ def test_processor_and_tokenizer_agree_with_the_config(checkpoint: Path) -> None
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
-    assert prompt == qwen2_5_vl_prompt("Who?", images=2)
+    assert prompt == QWEN2_5_VL.prompt("Who?", images=2)
     pictures = [media.photograph_at(84, 56), media.photograph_at(56, 140)]
     inputs = processor(text=[prompt], images=pictures, return_tensors="pt")
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 6], [1, 10, 4]]
@@ -209,24 +200,24 @@ def test_processor_and_tokenizer_agree_with_the_config(checkpoint: Path) -> None
 def test_hf_tower_refuses_a_missing_and_a_left_over_weight(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    path = tiny_qwen2_5_vl(tmp_path, depth=2)
-    load_hf_vision_tower(path)
+    path = QWEN2_5_VL.write(tmp_path, depth=2)
+    hf_vision_tower(path)
     weights = read_weights(path)
     lost = weights.pop("visual.blocks.1.norm1.weight")
     save_file(weights, path / "model.safetensors")
     with pytest.raises(RuntimeError, match=r"Missing.*blocks\.1\.norm1\.weight"):
-        load_hf_vision_tower(path)
+        hf_vision_tower(path)
     weights["visual.blocks.1.norm1.weight"] = lost
     weights["visual.extra.weight"] = lost.clone()
     save_file(weights, path / "model.safetensors")
     with pytest.raises(RuntimeError, match=r"Unexpected.*extra\.weight"):
-        load_hf_vision_tower(path)
+        hf_vision_tower(path)
 
 
 def test_a_weight_of_the_wrong_block_shows(checkpoint: Path) -> None:
     grid = [[1, 16, 12]]
-    tower = load_hf_vision_tower(checkpoint)
-    reduced = load_hf_vision_tower(checkpoint, dtype=torch.bfloat16)
+    tower = hf_vision_tower(checkpoint)
+    reduced = hf_vision_tower(checkpoint, dtype=torch.bfloat16)
     pixels, thw = patches(grid), torch.tensor(grid)
     with torch.inference_mode():
         truth = tower(pixels, thw).pooler_output
@@ -318,7 +309,7 @@ def test_assert_close_accepts() -> None:
 def test_stock_tower_equals_hugging_face(checkpoint: Path) -> None:
     from vllm.config.vllm import get_current_vllm_config_or_none
 
-    reference = load_hf_vision_tower(checkpoint)
+    reference = hf_vision_tower(checkpoint)
     with (
         tower_context(checkpoint, **stock_class(ARCHITECTURE)) as vllm_config,
         torch.inference_mode(),

@@ -38,7 +38,7 @@ class Probe:
         family: of the checkpoint, one of `vllm_mmc.demo.offered()`.
         depth: blocks of the checkpoint's encoder.
         engine_args: beside `default_engine_args` and the family's.
-        prompts: one request each: its items, as in `families.Family.samples`.
+        prompts: one request each: its items, as in `writer.Recipe.samples`.
         timed_runs: encoder calls to time, on the largest input among the requests.
     """
 
@@ -146,7 +146,7 @@ def _answer(probe: Probe) -> Findings:
     # The engine lives in this process, so this is the model that answers.
     (model,) = llm.apply_model(lambda model: model)
     if type(model).__module__.startswith("vllm."):
-        family.mend_stock(model)
+        family.mend_model(model)
     embed = model.embed_multimodal
 
     def recorded(**kwargs: Any) -> Any:

@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""A tiny Qwen2.5-VL checkpoint."""
+"""A tiny Qwen2.5-VL checkpoint.
 
-from pathlib import Path
+Every second vision block, starting with the second, attends fully; the others attend
+within windows of 112 pixels.
+"""
+
 from typing import Any
 
 import torch
 
-from vllm_mmc.demo.checkpoints.common import (
-    answer_in_visible_characters,
-    byte_level_vocab,
-    check_depth,
-    parameter_shapes,
-    qwen_generation_config,
-    random_weights,
-    save_checkpoint,
+from vllm_mmc.demo.writer import (
+    QWEN_GENERATION,
+    QWEN_ROLES,
+    QWEN_SYSTEM,
+    QWEN_TEMPLATE,
+    QWEN_TOKENS,
+    Ids,
+    Recipe,
 )
 
 # In the order in which Qwen numbers them.
 SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
+    *QWEN_TOKENS,
     "<|object_ref_start|>",
     "<|object_ref_end|>",
     "<|box_start|>",
@@ -38,14 +39,8 @@ VOCAB_SIZE = 320  # the tokens, then unused rows, as in the published checkpoint
 
 HIDDEN = 128  # of the text model; also the width of the image embeddings
 VISION_HIDDEN = 64
-PATCH = 14
+PATCHES = {"patch_size": 14, "temporal_patch_size": 2}
 SPATIAL_MERGE = 2
-
-# Hugging Face's prefixes (transformers >= 4.52) -> those of Qwen/Qwen2.5-VL-*.
-PUBLISHED_PREFIXES = {
-    "model.visual.": "visual.",
-    "model.language_model.": "model.",
-}
 
 # As published with Qwen/Qwen2.5-VL-7B-Instruct.
 CHAT_TEMPLATE = (
@@ -72,142 +67,68 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_qwen2_5_vl(
-    path: Path | str,
-    *,
-    depth: int = 4,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    max_pixels: int = 512 * 28 * 28,
-) -> Path:
-    """Writes a tiny Qwen2.5-VL checkpoint directory.
-
-    Every second vision block, starting with the second, attends fully; the others
-    attend within windows of 112 pixels.
-
-    Args:
-        path: the directory; an older checkpoint there is written over.
-        depth: vision transformer blocks, at least 2.
-        seed: same seed (and same arguments and libraries), same bytes.
-        dtype: of the weights, and the `dtype` of the config.
-        max_pixels: the image processor scales larger images down to this area;
-            one embedding is 28 x 28 pixels. The published value is 16384 * 28 * 28.
-
-    Returns:
-        `path`.
-
-    Raises:
-        ValueError: if depth < 2: windowed and full blocks could not both exist.
-    """
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    check_depth(depth, least=2)
-    vocab = byte_level_vocab(SPECIAL_TOKENS)
-    config = _config(vocab, depth, dtype)
-    shapes = parameter_shapes(
-        Qwen2_5_VLForConditionalGeneration, config, PUBLISHED_PREFIXES
-    )
-    weights = random_weights(shapes, seed=seed, dtype=dtype)
-    # Sharper text attention than random weights give, so that an answer depends on
-    # the image.
-    for name, tensor in weights.items():
-        if name.endswith(("self_attn.q_proj.weight", "self_attn.k_proj.weight")):
-            tensor *= 2
-    answer_in_visible_characters(weights["lm_head.weight"], vocab)
-
-    generation_config = qwen_generation_config(vocab)
-    generation_config.bos_token_id = vocab["<|endoftext|>"]
-    processor = _processor(vocab, max_pixels)
-    return save_checkpoint(
-        path,
-        parts=[config, generation_config, processor, processor.image_processor],
-        weights=weights,
-    )
-
-
-def qwen2_5_vl_prompt(text: str, *, images: int = 0, videos: int = 0) -> str:
-    """Returns what the chat template makes of one user turn: media, then text.
-
-    Args:
-        text: the user's words.
-        images: image placeholders, before the videos.
-        videos: video placeholders.
-    """
-    media = "<|vision_start|><|image_pad|><|vision_end|>" * images
-    media += "<|vision_start|><|video_pad|><|vision_end|>" * videos
-    return (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n{media}{text}<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-def _config(vocab: dict[str, int], depth: int, dtype: torch.dtype) -> Any:
+def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
     from transformers import Qwen2_5_VLConfig
 
-    text_config = {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 2 * HIDDEN,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1_000_000.0,
-        # Rotary pairs for time, height, width: head size 32, so 16 pairs.
-        "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
-        "bos_token_id": vocab["<|endoftext|>"],
-        "eos_token_id": vocab["<|im_end|>"],
-        "dtype": dtype,
-    }
-    vision_config = {
-        "depth": depth,
-        "hidden_size": VISION_HIDDEN,
-        "num_heads": 4,
-        "intermediate_size": 172,
-        "patch_size": PATCH,
-        "spatial_merge_size": SPATIAL_MERGE,
-        "temporal_patch_size": 2,
-        "tokens_per_second": 2,
-        "window_size": 112,
-        "fullatt_block_indexes": list(range(1, depth, 2)),
-        "out_hidden_size": HIDDEN,
-        "dtype": dtype,
-    }
     return Qwen2_5_VLConfig(
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-        text_config=text_config,
-        vision_config=vision_config,
-        image_token_id=vocab["<|image_pad|>"],
-        video_token_id=vocab["<|video_pad|>"],
-        vision_start_token_id=vocab["<|vision_start|>"],
-        vision_end_token_id=vocab["<|vision_end|>"],
-        dtype=dtype,
+        text_config={
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": HIDDEN,
+            "intermediate_size": 2 * HIDDEN,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1_000_000.0,
+            # Rotary pairs for time, height, width: head size 32, so 16 pairs.
+            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "dtype": dtype,
+        },
+        vision_config={
+            "depth": depth,
+            "hidden_size": VISION_HIDDEN,
+            "num_heads": 4,
+            "intermediate_size": 172,
+            "tokens_per_second": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": list(range(1, depth, 2)),
+            "out_hidden_size": HIDDEN,
+            "dtype": dtype,
+            **PATCHES,
+            "spatial_merge_size": SPATIAL_MERGE,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
     )
 
 
-def _processor(vocab: dict[str, int], max_pixels: int) -> Any:
+def _tokenizer(recipe: Recipe, ids: Ids) -> Any:
+    from transformers import Qwen2Tokenizer
+
+    return Qwen2Tokenizer(
+        vocab=dict(ids),
+        merges=[],
+        **recipe.roles,
+        extra_special_tokens=list(recipe.special_tokens),
+        chat_template=recipe.chat_template,
+        model_max_length=recipe.max_tokens,
+    )
+
+
+def _processor(tokenizer: Any, max_pixels: int) -> Any:
     from transformers import (
         Qwen2_5_VLProcessor,
-        Qwen2Tokenizer,
         Qwen2VLImageProcessor,
         Qwen2VLVideoProcessor,
     )
 
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocab,
-        merges=[],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=list(SPECIAL_TOKENS),
-        model_max_length=32768,
-    )
     sizes = {"min_pixels": 4 * 28 * 28, "max_pixels": max_pixels}
-    patches = {
-        "patch_size": PATCH,
-        "temporal_patch_size": 2,
-        "merge_size": SPATIAL_MERGE,
-    }
+    patches = {**PATCHES, "merge_size": SPATIAL_MERGE}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**sizes, **patches),
         # Unset, each process warns; False is how the published processor behaves.
@@ -215,5 +136,37 @@ def _processor(vocab: dict[str, int], max_pixels: int) -> Any:
             **sizes, **patches, cap_pixels_per_frame=False
         ),
         tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATE,
     )
+
+
+def recipe(max_pixels: int = 512 * 28 * 28) -> Recipe:
+    """Returns the recipe.
+
+    Args:
+        max_pixels: the image processor scales larger images down to this area; one
+            embedding is 28 x 28 pixels. The published value is 16384 * 28 * 28.
+    """
+    return Recipe(
+        "Qwen2.5-VL",
+        "Qwen2_5_VLForConditionalGeneration",
+        config=_config,
+        least_depth=2,  # one block that attends fully, and one that does not
+        special_tokens=SPECIAL_TOKENS,
+        tokenizer=_tokenizer,
+        processor=lambda tokenizer: _processor(tokenizer, max_pixels),
+        chat_template=CHAT_TEMPLATE,
+        template=QWEN_SYSTEM + QWEN_TEMPLATE,
+        placeholder={
+            "image": "<|vision_start|><|image_pad|><|vision_end|>",
+            "video": "<|vision_start|><|video_pad|><|vision_end|>",
+        },
+        roles=QWEN_ROLES,
+        generation={"bos_token_id": "<|endoftext|>", **QWEN_GENERATION},
+        max_tokens=32768,
+        # No video: vLLM would profile the encoder with two of the largest, 10 s each
+        # start.
+        engine_args={"limit_mm_per_prompt": {"image": 2, "video": 0}},
+    )
+
+
+RECIPE = recipe()
