@@ -51,6 +51,7 @@ def test_names_of_the_variables() -> None:
         "VLLM_MMC_DISABLE",
         "VLLM_MMC_ALLOW_UNTESTED_VLLM",
         "VLLM_MMC_SURVEY",
+        "VLLM_MMC_FINITE_CHECK",
         "VLLM_MMC_ON_ERROR",
         "VLLM_MMC_PARITY_CHECK",
         "VLLM_MMC_COMPILE_SIZES",
@@ -65,7 +66,8 @@ def test_defaults() -> None:
     others = {"VLLM_MMC": "1", "MMC_DISABLE": "1", "VLLM_DISABLE": "1"}
     assert Settings.resolve(None, others) == Settings.resolve({}, {}) == Settings()
     assert Settings.resolve({"another_plugin": {"on_error": 3}}, {}) == Settings()
-    assert SWITCHES == {"disable": False, "allow_untested_vllm": False, "survey": True}
+    on = {name for name, default in SWITCHES.items() if default}
+    assert on == {"survey", "finite_check"}
     assert (Settings().on_error, Settings().parity_check) == ("eager", "auto")
     assert Settings().max_graphs == 8
 

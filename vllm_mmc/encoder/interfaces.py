@@ -3,7 +3,7 @@
 """The mixins of models (`SupportsCompiledEncoder`) and of their towers
 (`CompiledEncoder`)."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
 )
 from vllm_mmc.encoder.audio_input import AudioValidationMixin, with_audio_validation
+from vllm_mmc.encoder.finite import FiniteEmbeddings, with_finite_inputs
 from vllm_mmc.encoder.model import compile_by_survey
 from vllm_mmc.encoder.on_meta import BuildOnMeta
 from vllm_mmc.encoder.survey import Survey
@@ -45,8 +46,8 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     The mixin goes before the stock class among the bases. vLLM's constructor and
     weight loader run unchanged. After vLLM has built the tower, the classes of its
-    regions are exchanged in place. With `compile_mm_encoder` off, only the check of
-    audio (`audio_validation`) differs from stock.
+    regions are exchanged in place. With `compile_mm_encoder` off, only the checks of
+    what requests bring (`audio_validation`, `finite_check`) differ from stock.
     """
 
     encoder_regions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
@@ -68,8 +69,8 @@ class SupportsCompiledEncoder(SupportsMultiModal):
         super().__init_subclass__(**kwargs)
         factories = getattr(cls, "_processor_factory", None)  # the stock class's
         if factories is not None:
-            cls._processor_factory = with_audio_validation(
-                factories, cls.audio_validation
+            cls._processor_factory = with_finite_inputs(
+                with_audio_validation(factories, cls.audio_validation)
             )
 
     @contextmanager
@@ -144,7 +145,35 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         self._survey_encoder()
-        return super().embed_multimodal(**kwargs)
+        embeddings = super().embed_multimodal(**kwargs)
+        return self._finite(embeddings, kwargs)
+
+    def postprocess_encoder_output(
+        self,
+        outputs: dict[str, torch.Tensor],
+        indices: list[int],
+        per_item_out_tokens: list[int],
+        dest: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """What a CUDA graph of the encoder made, of which vLLM asks nothing else."""
+        super().postprocess_encoder_output(
+            outputs, indices, per_item_out_tokens, dest, *args, **kwargs
+        )
+        items = self._finite([dest[i] for i in indices], ["a CUDA graph's inputs"])
+        for i, item in zip(indices, items, strict=True):
+            dest[i] = item
+
+    def _finite(
+        self, embeddings: MultiModalEmbeddings, inputs: Iterable[str]
+    ) -> MultiModalEmbeddings:
+        if "_finite_check" not in self.__dict__:
+            wanted = Settings.resolve().finite_check
+            check = FiniteEmbeddings(type(self).__name__) if wanted else None
+            self.__dict__["_finite_check"] = check
+        check = self.__dict__["_finite_check"]
+        return embeddings if check is None else check(embeddings, inputs)
 
     def _survey_encoder(self) -> None:
         """Before the first input, of a request or of vLLM's profile run."""
