@@ -91,9 +91,9 @@ def _ranges(value: Any) -> tuple[tuple[int, int], ...]:
 class Settings:
     """Each field is read from the environment as `VLLM_MMC_<NAME>`.
 
-    All but `disable`, `allow_untested_vllm`, `survey` and `survey_plugins` may also
-    stand in vLLM's `--additional-config '{"vllm_mmc": {"<name>": ...}}'`, which then
-    decides.
+    All but `disable`, `allow_untested_vllm`, `survey`, `survey_plugins` and
+    `finite_check` may also stand in vLLM's `--additional-config
+    '{"vllm_mmc": {"<name>": ...}}'`, which then decides.
     """
 
     disable: bool = _process_switch()
@@ -106,6 +106,10 @@ class Settings:
     survey_plugins: bool = _process_switch(default=True)
     """Survey the encoders of multimodal models that other plugins have registered under
     architecture names of their own, too. "0" leaves these models alone."""
+    finite_check: bool = _process_switch(default=True)
+    """Keep NaN out of the cache that requests share: refuse an item whose features or
+    embeddings are NaN, infinite or beyond 2147483648 with status 400, and replace rows
+    of embeddings that are not finite by zeros. "0" does neither."""
     on_error: str = _one_of("eager", "raise")
     """What to do with a region that cannot be compiled: run it eager with one
     WARNING, or raise the compiler's error."""

@@ -52,6 +52,7 @@ def test_names_of_the_variables() -> None:
         "VLLM_MMC_ALLOW_UNTESTED_VLLM",
         "VLLM_MMC_SURVEY",
         "VLLM_MMC_SURVEY_PLUGINS",
+        "VLLM_MMC_FINITE_CHECK",
         "VLLM_MMC_ON_ERROR",
         "VLLM_MMC_PARITY_CHECK",
         "VLLM_MMC_COMPILE_SIZES",
@@ -71,6 +72,7 @@ def test_defaults() -> None:
         "allow_untested_vllm": False,
         "survey": True,
         "survey_plugins": True,
+        "finite_check": True,
     }
     assert (Settings().on_error, Settings().parity_check) == ("eager", "auto")
     assert Settings().max_graphs == 8

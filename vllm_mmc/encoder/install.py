@@ -216,8 +216,8 @@ class _Walk:
         self.report.changes[f"{type(stock).__name__} -> {type(ours).__name__}"] += 1
 
 
-def in_place_of(module: nn.Module, cls: type[nn.Module]) -> Any:
-    """Returns an object of class `cls` with all attributes of `module`, shared."""
+def in_place_of(stock: object, cls: type) -> Any:
+    """Returns an object of class `cls` with all attributes of `stock`, shared."""
     new = object.__new__(cls)
-    object.__setattr__(new, "__dict__", module.__dict__)
+    object.__setattr__(new, "__dict__", stock.__dict__)
     return new

@@ -24,7 +24,8 @@ from vllm_mmc.compat import symbols
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters, table
 from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
-from vllm_mmc.encoder.audio_input import AudioValidationMixin, validate_audio
+from vllm_mmc.encoder.audio_input import AudioValidationMixin, check_requests
+from vllm_mmc.encoder.finite import FiniteEmbeddings
 from vllm_mmc.encoder.install import (
     CompiledEncoder,
     EncoderPlan,
@@ -44,8 +45,8 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     The mixin goes before the stock class among the bases. vLLM's constructor and weight
     loader run unchanged. After vLLM has built a tower, `install` makes the tower ours.
-    With `compile_mm_encoder` off, only the check of audio (`audio_validation`) differs
-    from stock.
+    With `compile_mm_encoder` off, only the checks of what requests bring
+    (`audio_validation`, `finite_check`) differ from stock.
     """
 
     encoder_plan: ClassVar[EncoderPlan] = EncoderPlan()
@@ -61,7 +62,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        validate_audio(cls, cls.audio_validation)
+        check_requests(cls, cls.audio_validation)
 
     @contextmanager
     def _mark_tower_model(
@@ -133,7 +134,35 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         self._survey_encoder()
-        return super().embed_multimodal(**kwargs)
+        embeddings = super().embed_multimodal(**kwargs)
+        return self._finite(embeddings, kwargs)
+
+    def postprocess_encoder_output(
+        self,
+        outputs: dict[str, torch.Tensor],
+        indices: list[int],
+        per_item_out_tokens: list[int],
+        dest: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """What a CUDA graph of the encoder made, of which vLLM asks nothing else."""
+        super().postprocess_encoder_output(
+            outputs, indices, per_item_out_tokens, dest, *args, **kwargs
+        )
+        items = self._finite([dest[i] for i in indices], ["a CUDA graph's inputs"])
+        for i, item in zip(indices, items, strict=True):
+            dest[i] = item
+
+    def _finite(
+        self, embeddings: MultiModalEmbeddings, inputs: Iterable[str]
+    ) -> MultiModalEmbeddings:
+        if "_finite_check" not in self.__dict__:
+            wanted = Settings.resolve().finite_check
+            check = FiniteEmbeddings(type(self).__name__) if wanted else None
+            self.__dict__["_finite_check"] = check
+        check = self.__dict__["_finite_check"]
+        return embeddings if check is None else check(embeddings, inputs)
 
     def _survey_encoder(self) -> None:
         """Before the first input, of a request or of vLLM's profile run."""
