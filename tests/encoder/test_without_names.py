@@ -28,7 +28,7 @@ from vllm_mmc.attention.mm_encoder_attention import (
 from vllm_mmc.compat import symbols
 from vllm_mmc.compat.symbols import Symbol
 from vllm_mmc.encoder import dummy_inputs
-from vllm_mmc.encoder.audio_input import AudioValidationMixin, validate_audio
+from vllm_mmc.encoder.audio_input import AudioValidationMixin, check_requests
 from vllm_mmc.encoder.interfaces import compile_encoder
 from vllm_mmc.layers import upcast
 from vllm_mmc.models.qwen2_audio import CompiledQwen2AudioEncoder
@@ -132,7 +132,7 @@ def test_the_checks_of_audio(name: str, remove: Remove) -> None:
     model = type("Model", (), {"_processor_factory": factories})
     remove(getattr(symbols, name))
     with warnings_of(symbols) as logged:
-        validate_audio(model, AudioValidationMixin)
+        check_requests(model, AudioValidationMixin)
     assert model._processor_factory is factories and len(logged) == 1
 
 

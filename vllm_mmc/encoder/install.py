@@ -218,6 +218,6 @@ class _Walk:
 
 def in_place_of(stock: object, cls: type) -> Any:
     """Returns an object of class `cls` with all attributes of `stock`, shared."""
-    new = object.__new__(cls)
+    new: Any = object.__new__(cls)
     object.__setattr__(new, "__dict__", stock.__dict__)
     return new

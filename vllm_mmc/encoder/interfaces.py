@@ -34,6 +34,7 @@ from vllm_mmc.encoder.install import (
 )
 from vllm_mmc.encoder.model import compile_by_survey
 from vllm_mmc.encoder.on_meta import BuildOnMeta
+from vllm_mmc.settings import Settings
 
 __all__ = ["CompiledEncoder", "EncoderPlan", "SupportsCompiledEncoder"]
 
