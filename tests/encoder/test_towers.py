@@ -79,6 +79,8 @@ def test_surveyed_and_compiled_it_equals_eager(
             for ours, eager in zip(run(module, call), outputs, strict=True):
                 torch.testing.assert_close(ours, eager, rtol=5e-6, atol=5e-6)
         reasons = [s.failure or s.eager for s in shared_graph.structures()]
+        structures = [s.structure for s in shared_graph.structures()]
+    assert [s.unportable for s in structures if not s.portable] == []
     assert counters.graphs - graphs <= tower.graphs
     if tower.graphs:
         assert counters.graphs > graphs, reasons

@@ -28,8 +28,8 @@ def why_missed(entry: Entry, changed: Changed) -> list[str] | None:
     """
     if envs.VLLM_DISABLE_COMPILE_CACHE:
         return ["nothing is read or kept: VLLM_DISABLE_COMPILE_CACHE=1"]
-    if not entry.enabled:
-        return ["nothing is kept: an attribute can be told by its identity only"]
+    if entry.unportable is not None:
+        return [f"nothing is kept: {entry.unportable}"]
     if entry.directory.exists():
         try:
             return _why_unused(entry.directory, changed)

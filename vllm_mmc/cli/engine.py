@@ -22,6 +22,7 @@ class EncoderReport:
         structures: Region and, if it runs eager after all, why.
         counters: See `vllm_mmc.compilation.counters`.
         never_compiled: Class that a survey left eager -> why.
+        unkept: Region that the compile cache does not keep -> why.
     """
 
     model: str
@@ -29,6 +30,7 @@ class EncoderReport:
     structures: list[tuple[str, str | None]]
     counters: dict[str, int | float]
     never_compiled: dict[str, str] = field(default_factory=dict)
+    unkept: dict[str, str] = field(default_factory=dict)
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,4 +127,5 @@ def _report(model: Any) -> EncoderReport:
         [(s.spec.name, s.eager or s.failure) for s in structures()],
         asdict(counters),
         dict(survey.eager) if survey is not None else {},
+        {s.spec.name: s.unkept for s in structures() if s.unkept is not None},
     )
