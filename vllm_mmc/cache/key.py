@@ -9,6 +9,7 @@ file. An artifact brings the guards that say which calls it is for.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
@@ -23,7 +24,9 @@ import torch
 import vllm
 import vllm.envs as envs
 from torch._inductor import config as inductor_config
+from torch.cpu import get_capabilities
 from vllm.compilation.caching import aot_compile_hash_factors
+from vllm.compilation.compiler_interface import get_inductor_factors
 from vllm.config import VllmConfig
 
 import vllm_mmc
@@ -56,7 +59,40 @@ def machine_factors() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": machine,
+        "instructions": " ".join(sorted(instructions())),
     }
+
+
+_UNLISTED = frozenset(
+    {"3dnowprefetch", "apx", "cx16", "gfni", "lahf_lm", "lrcpc", "movbe", "tbm", "xop"}
+)
+"""Instructions that compilers choose and `get_capabilities` does not list, as
+/proc/cpuinfo names them."""
+
+
+def instructions() -> set[str]:
+    """The instructions that a kernel which is compiled here may hold, by name.
+
+    Inductor compiles with -march=native, which means all that this CPU has. The user
+    can bound it: TORCHINDUCTOR_CPP_MARCH names the CPU for the compiler, but Inductor
+    adds instructions to it that it finds here, of AVX-512 and AMX, unless
+    ATEN_CPU_CAPABILITY is "avx2" or "default".
+    """
+    cpp = inductor_config.cpp
+    bounded = torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
+    if cpp.march and cpp.simdlen is None and bounded and platform.machine() == "x86_64":
+        return {f"-march={cpp.march}"}
+    known = get_capabilities()
+    lengths = {f"{n}={v}" for n, v in known.items() if n.endswith("_max_length")}
+    return {n for n, v in known.items() if v is True} | lengths | _unlisted()
+
+
+@functools.cache
+def _unlisted() -> frozenset[str]:
+    try:
+        return _UNLISTED.intersection(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return frozenset()
 
 
 def environment_digest(vllm_config: VllmConfig) -> str:
@@ -93,12 +129,12 @@ def environment_of(vllm_config: VllmConfig) -> Environment:
 
 def _make_environment(vllm_config: VllmConfig) -> Environment:
     config = vllm_config.compilation_config
-    variables, whole, *inductor = aot_compile_hash_factors(vllm_config)
+    variables, whole, *_ = aot_compile_hash_factors(vllm_config)
     factors = machine_factors() | {
         "mode": str(config.mode),
         "backend": str(config.backend),
         "environment variables": variables,
-        "inductor": sha256(repr(inductor).encode()),
+        "inductor": sha256(repr(get_inductor_factors()).encode()),
         # All of the configuration; the parts follow, to tell which one changed.
         "configuration": whole,
         "additional_config": repr(vllm_config.additional_config),
@@ -106,6 +142,7 @@ def _make_environment(vllm_config: VllmConfig) -> Environment:
     details = {
         "environment variables": _plain(envs.compile_factors()),
         "inductor": _plain(inductor_config.save_config_portable()),
+        "instructions": dict.fromkeys(instructions(), "yes"),
     }
     parts = {f.name: getattr(vllm_config, f.name) for f in _fields(vllm_config)}
     if vllm_config.model_config is not None:
