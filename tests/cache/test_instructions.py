@@ -139,11 +139,23 @@ def test_what_the_compiler_is_told() -> None:
         assert _get_cpu_arch_cflags("g++") == ["march=x86-64-v3"]
 
 
-def test_inductor_options_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("option", [{"cpp.march": "x86-64-v3"}, {"cpp.cxx": "clang++"}])
+def test_inductor_options_are_part_of_the_key(
+    option: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where vLLM leaves them out of its own."""
     monkeypatch.setenv("VLLM_USE_MEGA_AOT_ARTIFACT", "0")
     config = VllmConfig(compilation_config=CompilationConfig())
     before = key._make_environment(config)
-    with inductor_config.patch({"cpp.march": "x86-64-v3"}):
+    with inductor_config.patch(option):
         after = key._make_environment(config)
     assert before.factors["inductor"] != after.factors["inductor"]
+
+
+def test_what_is_not_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = VllmConfig(compilation_config=CompilationConfig())
+    before = key._make_environment(config).factors
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    with inductor_config.patch(compile_threads=7):
+        assert key._make_environment(config).factors == before

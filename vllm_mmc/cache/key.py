@@ -34,7 +34,7 @@ import vllm_mmc
 
 def root() -> Path:
     """The directory of the cache."""
-    return Path(envs.VLLM_CACHE_ROOT) / "torch_compile_cache" / "vllm_mmc"
+    return Path(envs.VLLM_CACHE_ROOT).absolute() / "torch_compile_cache" / "vllm_mmc"
 
 
 def key_of(factors: Mapping[str, str]) -> str:
