@@ -88,15 +88,10 @@ the settings that you warmed the cache with.
 - **Ranges and sizes that this encoder never sees**, wherever they stand: an error at
   engine start that names its step and its limit.
 
-## vLLM's variables that matter here
+## Other variables
 
-`VLLM_PLUGINS` (a list of plugin names; ours is `mmc`; unset means all),
-`VLLM_CACHE_ROOT` (where the compile cache lives), `VLLM_DISABLE_COMPILE_CACHE=1`
-(nothing is read or kept).
-
-PyTorch's `TORCHINDUCTOR_CACHE_DIR` names the directory below which kernels are compiled
-and loaded. Unset, it is `VLLM_CACHE_ROOT`, or the temporary directory where that cannot
-be written. A file system that is mounted noexec is not used.
+Every variable that this package reads, sets or ignores, and what becomes of a
+directory that cannot be used: [environment variables and directories](environment.md).
 """
 
 ARCHITECTURES = """\

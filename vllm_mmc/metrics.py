@@ -41,6 +41,7 @@ HELP = {
     "recompiles": "Encoder graphs compiled for a structure that already had one.",
     "artifact_loads": "Encoder graphs loaded from the compile cache.",
     "artifact_misses": "Encoder graphs looked for in the compile cache in vain.",
+    "unkept": "Encoder graphs compiled that the compile cache does not keep.",
     "fallbacks": "Encoder graphs that could not be compiled and run eager.",
     "rescues": "Encoder graphs that raised where eager did not; not used again.",
     "parity_checks": "Comparisons of a compiled encoder region with the eager one.",

@@ -4,12 +4,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.cache.test_quantised import COMPRESSED_TENSORS
 
 MAIN = """
 import json
@@ -59,6 +62,23 @@ def start(root: Path, *args: object) -> dict[str, float]:
     assert result.returncode == 0, result.stderr[-3000:]
     found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
     return found
+
+
+@pytest.mark.slow  # two processes
+def test_a_checkpoint_that_is_quantised(qwen2_5_vl: Path, tmp_path: Path) -> None:
+    """By compressed-tensors, with the encoder in its ignore list."""
+    checkpoint = tmp_path / "quantised"
+    shutil.copytree(qwen2_5_vl, checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    # The weights stay as they are: all layers are in the list.
+    config["quantization_config"] = COMPRESSED_TENSORS | {"ignore": ["re:.*"]}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    first, second = (
+        start(tmp_path / "cache", checkpoint, 2, temperature, tmp_path / "output.pt")
+        for temperature in ("cold", "warm")
+    )
+    assert (first["graphs"], first["unkept"], first["artifact_loads"]) == (3, 0, 0)
+    assert (second["graphs"], second["artifact_loads"]) == (0, 3)
 
 
 @pytest.mark.slow  # two processes; engines that load are in tests/e2e

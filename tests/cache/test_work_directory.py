@@ -95,6 +95,57 @@ def test_a_cache_that_cannot_be_written(
     assert used(tmp_path) == "tmp"
 
 
+def test_a_path_that_the_compiler_would_get_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a cache", "it's", "back\\slash"):
+        monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / name))
+        assert used(tmp_path) == "tmp"
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "ü"))
+    assert used(tmp_path) == "ü/torch_compile_cache"
+    monkeypatch.setenv(INDUCTOR, str(tmp_path / "two words"))
+    with warnings_of(module) as logged:
+        assert used(tmp_path) == "ü/torch_compile_cache"
+    assert "two words" in logged[0] and "in pieces" in logged[0]
+
+
+def test_a_relative_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "here")
+    assert used(tmp_path) == "here/torch_compile_cache"
+    # As vLLM sets it.
+    monkeypatch.setenv(INDUCTOR, "here/torch_compile_cache/f00/inductor_cache")
+    assert used(tmp_path) == "here/torch_compile_cache"
+
+
+def test_without_vllm_cache_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VLLM_CACHE_ROOT")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert used(tmp_path) == "xdg/vllm/torch_compile_cache"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert used(tmp_path) == "home/.cache/vllm/torch_compile_cache"
+
+
+def test_a_uid_that_no_passwd_file_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert used(tmp_path) == "vllm/torch_compile_cache"
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    assert used(tmp_path) == "~/.cache/vllm/torch_compile_cache"
+
+
 def test_what_was_left_behind(tmp_path: Path) -> None:
     parent = tmp_path / "vllm/torch_compile_cache"
     left, held, new = (parent / f".vllm_mmc-work-{name}" for name in "abc")

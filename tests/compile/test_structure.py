@@ -11,6 +11,7 @@ import functools
 import os
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from pydantic_core import PydanticUndefined
 
 from mmc_testing.engine import load_model, tower_context
 from vllm_mmc.cache.explain import differences
@@ -229,6 +231,40 @@ def test_what_cannot_be_seen_is_compared_by_identity() -> None:
     other = structure_of(module(torch.Generator()))
     assert same.digest == again.digest != other.digest
     assert not same.portable
+    assert same.unportable == ("hidden (torch._C.Generator)",)
+
+
+def test_what_cannot_be_compared_is_named() -> None:
+    lock = threading.Lock()
+
+    def act(x: torch.Tensor, by: object = threading.Lock()) -> torch.Tensor:
+        return x if lock else -x
+
+    class Config:
+        def __init__(self) -> None:
+            self.schemes = {"Linear": [1, threading.Lock()]}
+
+    module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    module[0].quant_config = Config()
+    module[1].act = act
+    module[1].bound = functools.partial(Config().__init__, threading.Lock())
+    assert structure_of(module).unportable == (
+        "0.quant_config.schemes['Linear'][1] (_thread.lock)",
+        "1.act.lock (_thread.lock)",
+        "1.act.by (_thread.lock)",
+        "1.bound.func.__self__.schemes['Linear'][1] (_thread.lock)",
+        "1.bound.args[0] (_thread.lock)",
+    )
+
+
+def test_the_only_instance_of_a_type_is_told_by_its_name() -> None:
+    """As pydantic's value for "not given", which quantisation configs hold."""
+    made = nn.Identity()
+    made.scheme = {"value": PydanticUndefined}
+    structure = structure_of(made)
+    assert structure.portable and "PydanticUndefined" in repr(structure.description)
+    made.scheme = {"value": None}
+    assert structure_of(made).digest != structure.digest
 
 
 def test_digests_do_not_depend_on_the_process() -> None:

@@ -82,6 +82,8 @@ def test_surveyed_and_compiled_it_equals_eager(
             for ours, eager in zip(run(module, call, dtype), outputs, strict=True):
                 torch.testing.assert_close(ours, eager, rtol=tolerance, atol=tolerance)
         reasons = [s.failure or s.eager for s in shared_graph.structures()]
+        structures = [s.structure for s in shared_graph.structures()]
+    assert [s.unportable for s in structures if not s.portable] == []
     assert counters.graphs - graphs <= tower.graphs
     if tower.graphs:
         assert counters.graphs > graphs, reasons

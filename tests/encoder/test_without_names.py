@@ -23,13 +23,12 @@ from mmc_testing.engine import load_model, tower_context
 from mmc_testing.logs import warnings_of
 from vllm_mmc.attention.mm_encoder_attention import (
     MMEncoderAttention,
-    use_our_attention,
 )
 from vllm_mmc.compat import symbols
 from vllm_mmc.compat.symbols import Symbol
 from vllm_mmc.encoder import dummy_inputs
 from vllm_mmc.encoder.audio_input import AudioValidationMixin, check_requests
-from vllm_mmc.encoder.interfaces import compile_encoder
+from vllm_mmc.encoder.install import EncoderPlan, install
 from vllm_mmc.layers import upcast
 from vllm_mmc.models.qwen2_audio import CompiledQwen2AudioEncoder
 
@@ -88,19 +87,20 @@ def test_a_tower_of_another_pipeline_rank(inner: nn.Module | None) -> None:
     root = nn.ModuleDict({"tower": StageMissingLayer("vision_tower", inner)})
     config = VllmConfig(compilation_config=CompilationConfig())
     with set_current_vllm_config(config):
-        compile_encoder(root, {nn.Linear: nn.Bilinear}, config)
+        install(root, EncoderPlan(classes={nn.Linear: nn.Bilinear}), config)
     assert type(root["tower"]) is StageMissingLayer
     assert inner is None or type(inner) is nn.Linear
 
 
 def test_attention(remove: Remove) -> None:
     remove(symbols.FORWARD_METHOD)
-    with set_current_vllm_config(VllmConfig()):
+    config = VllmConfig()
+    with set_current_vllm_config(config):
         root = nn.ModuleList([stock.MMEncoderAttention(2, 8)])
-        use_our_attention(root)
+        install(root, EncoderPlan(), config)
         assert type(root[0]) is stock.MMEncoderAttention
         remove()
-        use_our_attention(root)
+        install(root, EncoderPlan(), config)
         assert type(root[0]) is MMEncoderAttention
 
 
@@ -113,7 +113,7 @@ def test_products(
     with tower_context(qwen2_audio, **engine_args), warnings_of(symbols) as logged:
         layer = ReplicatedLinear(8, 8, disable_tp=True)
         root = nn.ModuleList([layer, layer, nn.Conv1d(1, 1, 1)])
-        upcast.use_upcast(root)
+        install(root, EncoderPlan(), VllmConfig())
         assert type(layer.quant_method) is UnquantizedLinearMethod
     assert len(logged) == 1 and "cpu_unquantized_gemm" in logged[0]
 

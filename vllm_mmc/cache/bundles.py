@@ -193,9 +193,18 @@ def _misfit(directory: Path) -> str | None:
     """How this machine differs from the one a whole entry was made for."""
     factors = json.loads((directory / FACTORS).read_text())
     for name, here in machine_factors().items():
-        if (there := factors.get(name)) != here:
+        there = factors.get(name)
+        if name == "instructions" and there is not None:
+            there, here = _set_apart(there, here)
+        if there != here:
             return f"made for {name} {there!r}, and this machine has {here!r}"
     return None
+
+
+def _set_apart(there: str, here: str) -> tuple[str, str]:
+    """The words that only one of two lists has."""
+    a, b = set(there.split()), set(here.split())
+    return " ".join(sorted(a - b)), " ".join(sorted(b - a))
 
 
 def _entries_to_export() -> tuple[dict[str, dict[str, str]], dict[str, str]]:

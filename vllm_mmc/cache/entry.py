@@ -50,13 +50,24 @@ class Entry:
         name: The region's name.
         factors: Everything the key covers, by name.
         details: Factor whose value is a digest -> what it was made of.
-        enabled: False if nothing may be read or written.
+        unportable: Why the factors mean nothing in another process; None if they do.
+        wanted: Whether the graph shall be kept.
     """
 
     name: str
     factors: Mapping[str, str]
     details: Mapping[str, Mapping[str, str]]
-    enabled: bool
+    unportable: str | None
+    wanted: bool
+
+    @property
+    def enabled(self) -> bool:
+        """False if nothing may be read or written."""
+        return (
+            self.wanted
+            and self.unportable is None
+            and not envs.VLLM_DISABLE_COMPILE_CACHE
+        )
 
     @property
     def directory(self) -> Path:
@@ -70,7 +81,8 @@ def entry_for(
     details: Mapping[str, Mapping[str, str]],
     vllm_config: VllmConfig,
     *,
-    portable: bool,
+    unportable: str | None,
+    wanted: bool,
 ) -> Entry:
     """The entry of one graph.
 
@@ -78,8 +90,8 @@ def entry_for(
         region: The region's name.
         factors: What the graph depends on beside the environment, by name.
         details: Factor whose value is a digest -> what it was made of.
-        portable: Whether the factors mean the same in every process, and the graph
-            may be kept.
+        unportable: Why the factors mean nothing in another process; None if they do.
+        wanted: Whether the graph shall be kept.
     """
     environment = environment_of(vllm_config)
     return Entry(
@@ -87,7 +99,8 @@ def entry_for(
         re.sub(r"[^\w.]|^\.", "_", region),
         {**environment.factors, **factors},
         {**environment.details, **details},
-        portable and environment.doubt is None and not envs.VLLM_DISABLE_COMPILE_CACHE,
+        unportable or environment.doubt,
+        wanted,
     )
 
 

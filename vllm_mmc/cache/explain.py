@@ -15,7 +15,6 @@ from vllm_mmc.cache import entry as entries
 from vllm_mmc.cache.entry import DETAILS, FACTORS, Entry, read
 from vllm_mmc.cache.key import root
 from vllm_mmc.cache.store import Changed
-from vllm_mmc.compat import symbols
 
 
 def why_missed(entry: Entry, changed: Changed) -> list[str] | None:
@@ -29,13 +28,10 @@ def why_missed(entry: Entry, changed: Changed) -> list[str] | None:
     """
     if envs.VLLM_DISABLE_COMPILE_CACHE:
         return ["nothing is read or kept: VLLM_DISABLE_COMPILE_CACHE=1"]
-    if (reason := symbols.HASH_FACTORS.absent()) is not None:
-        return [f"nothing is kept: {reason}"]
-    if not entry.enabled:
-        reason = (
-            "an attribute can be told by its identity only, or use_aot_compile=False"
-        )
-        return [f"nothing is kept: {reason}"]
+    if not entry.wanted:
+        return ["nothing is kept: use_aot_compile=False"]
+    if entry.unportable is not None:
+        return [f"nothing is kept: {entry.unportable}"]
     if entry.directory.exists():
         try:
             return _why_unused(entry.directory, changed)

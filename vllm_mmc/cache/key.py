@@ -9,6 +9,7 @@ file. An artifact brings the guards that say which calls it is for.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 import vllm
 import vllm.envs as envs
+from torch.cpu import get_capabilities
+from vllm.compilation.compiler_interface import get_inductor_factors
 from vllm.config import VllmConfig
 
 import vllm_mmc
@@ -30,7 +33,7 @@ from vllm_mmc.compat import symbols
 
 def root() -> Path:
     """The directory of the cache."""
-    return Path(envs.VLLM_CACHE_ROOT) / "torch_compile_cache" / "vllm_mmc"
+    return Path(envs.VLLM_CACHE_ROOT).absolute() / "torch_compile_cache" / "vllm_mmc"
 
 
 def key_of(factors: Mapping[str, str]) -> str:
@@ -55,7 +58,41 @@ def machine_factors() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": machine,
+        "instructions": " ".join(sorted(instructions())),
     }
+
+
+_UNLISTED = frozenset(
+    {"3dnowprefetch", "apx", "cx16", "gfni", "lahf_lm", "lrcpc", "movbe", "tbm", "xop"}
+)
+"""Instructions that compilers choose and `get_capabilities` does not list, as
+/proc/cpuinfo names them."""
+
+
+def instructions() -> set[str]:
+    """The instructions that a kernel which is compiled here may hold, by name.
+
+    Inductor compiles with -march=native, which means all that this CPU has. The user
+    can bound it: TORCHINDUCTOR_CPP_MARCH names the CPU for the compiler, but Inductor
+    adds instructions to it that it finds here, of AVX-512 and AMX, unless
+    ATEN_CPU_CAPABILITY is "avx2" or "default".
+    """
+    cpp = symbols.CPP_SETTINGS.find()
+    bounded = torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
+    bounded &= platform.machine() == "x86_64"
+    if bounded and cpp is not None and cpp.march and cpp.simdlen is None:
+        return {f"-march={cpp.march}"}
+    known = get_capabilities()
+    lengths = {f"{n}={v}" for n, v in known.items() if n.endswith("_max_length")}
+    return {n for n, v in known.items() if v is True} | lengths | _unlisted()
+
+
+@functools.cache
+def _unlisted() -> frozenset[str]:
+    try:
+        return _UNLISTED.intersection(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return frozenset()
 
 
 def environment_digest(vllm_config: VllmConfig) -> str:
@@ -94,22 +131,22 @@ def environment_of(vllm_config: VllmConfig) -> Environment:
 
 def _make_environment(vllm_config: VllmConfig) -> Environment:
     config = vllm_config.compilation_config
-    inductor: list[str] = []
     if (hash_factors := symbols.HASH_FACTORS.find()) is not None:
-        variables, whole, *inductor = hash_factors(vllm_config)
+        variables, whole, *_ = hash_factors(vllm_config)
     else:  # enough to tell engines of this process apart
         variables, whole = repr(envs.compile_factors()), vllm_config.compute_hash()
     factors = machine_factors() | {
         "mode": str(config.mode),
         "backend": str(config.backend),
         "environment variables": variables,
-        "inductor": sha256(repr(inductor).encode()),
+        "inductor": sha256(repr(get_inductor_factors()).encode()),
         # All of the configuration; the parts follow, to tell which one changed.
         "configuration": whole,
         "additional_config": repr(vllm_config.additional_config),
     }
     details = {
         "environment variables": _plain(envs.compile_factors()),
+        "instructions": dict.fromkeys(instructions(), "yes"),
     }
     if (inductor_settings := symbols.INDUCTOR_SETTINGS.find()) is not None:
         details["inductor"] = _plain(inductor_settings())

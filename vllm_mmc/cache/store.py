@@ -16,11 +16,12 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import vllm.envs as envs
 from vllm.compilation.counter import compilation_counter
 from vllm.logger import init_logger
 
@@ -55,13 +56,16 @@ class Made:
 
     Attributes:
         value: For the caller, who gets it back.
-        saveable: What `aot_compile` returned; None if it cannot be kept.
+        saveable: What `aot_compile` returned.
         captured_globals: Global variable that the graph took for granted -> value.
+        unkept: Why the cache does not keep it; None if it does, or if the user has
+            switched the cache off.
     """
 
     value: Any
     saveable: Any
     captured_globals: Mapping[str, str]
+    unkept: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ def load_or_make(
 ) -> Loaded | Made:
     """The graph of `entry`: from the cache, or what `make` returns, which is kept.
 
+    If it is not kept, every start compiles it: one WARNING, and `unkept` says why.
+
     One call at a time: the environment of the process says where Inductor works.
 
     Args:
@@ -136,9 +142,18 @@ def load_or_make(
         except Exception as error:
             error.add_note(f"Its kernels are in {work_dir}.")
             raise
-        if made.saveable is not None and not keeps:
-            _save(entry, made, work_dir)
-        return made
+        if keeps or not entry.wanted or envs.VLLM_DISABLE_COMPILE_CACHE:
+            return made
+        unkept = made.unkept or entry.unportable or _save(entry, made, work_dir)
+        if unkept is not None:
+            logger.warning_once(
+                "%s is compiled but cannot be kept in %s, so every start compiles it: "
+                "%s.",
+                entry.name,
+                root(),
+                unkept,
+            )
+        return replace(made, unkept=unkept)
 
 
 class _OfNoUse(Exception):
@@ -213,14 +228,17 @@ def _open(
         return torch.compiler.load_compiled_function(file, f_globals=scope)
 
 
-def _save(entry: Entry, made: Made, work_dir: Path) -> None:
+def _save(entry: Entry, made: Made, work_dir: Path) -> str | None:
     """Complete what was compiled in `work_dir` and keep it under the entry's name.
 
-    A failure is a WARNING. If another process was faster, its entry stays.
+    If another process was faster, its entry stays.
+
+    Returns:
+        Why it is not kept; None if it is.
     """
     compiled = made.saveable
-    if not (entry.enabled and hasattr(compiled, "save_compiled_function")):
-        return
+    if not hasattr(compiled, "save_compiled_function"):
+        return "this backend makes nothing that can be saved"
     unfinished = root() / f".{entry.directory.name}-{uuid.uuid4().hex[:12]}"
     try:
         compiled.save_compiled_function(str(work_dir / ARTIFACT))
@@ -248,17 +266,11 @@ def _save(entry: Entry, made: Made, work_dir: Path) -> None:
             if entries.damage(entry.directory):
                 raise
     except Exception as error:
-        logger.warning(
-            "%s is compiled but cannot be kept in %s (%s: %s)",
-            entry.name,
-            root(),
-            type(error).__name__,
-            error,
-        )
-        return
+        return f"{type(error).__name__}: {error}"
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     compilation_counter.num_aot_artifacts_saved += 1
+    return None
 
 
 def _discard(directory: Path) -> None:

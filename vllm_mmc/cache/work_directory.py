@@ -4,13 +4,15 @@
 
 Kernels are libraries, which are loaded from where they lie: the directory is where the
 user lets Inductor work, else beside the cache, else among the temporary files. One
-whose file system loads no libraries (noexec) is not used.
+whose file system loads no libraries (noexec) is not used, nor is one whose path the
+compiler's command line would cut.
 """
 
 import contextlib
 import fcntl
 import functools
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -99,10 +101,12 @@ def _chosen_by_user() -> Path | None:
     default = path.name.startswith("torchinductor_")
     if default and path.parent == Path(tempfile.gettempdir()):
         return None
-    return None if path.is_relative_to(envs.VLLM_CACHE_ROOT) else path
+    return None if path.is_relative_to(root().parents[1]) else path
 
 
 def _make_scratch(parent: Path) -> Path:
+    if re.search(r"[\s'\"\\]", str(parent)):
+        raise OSError("Inductor gives the compiler such a path in pieces")
     parent.mkdir(parents=True, exist_ok=True)
     if os.statvfs(parent).f_flag & getattr(os, "ST_NOEXEC", 0):
         raise OSError("its file system is mounted noexec")

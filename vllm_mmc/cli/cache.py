@@ -32,7 +32,8 @@ def _add_warm(commands: Any) -> None:
         help="compile a model's encoder without serving it",
         description=(
             "Starts an engine with compile_mm_encoder on and the arguments of your "
-            "`vllm serve`, and ends it when all is compiled and kept."
+            "`vllm serve`, and ends it when all is compiled and kept. Exit status 1 if "
+            "something runs eager or is not kept."
         ),
     )
     add_engine_arguments(parser)
@@ -102,9 +103,13 @@ def _add_verify(commands: Any) -> None:
 
 
 def run_warm(args: argparse.Namespace) -> int:
+    import vllm.envs as envs
+
     from vllm_mmc.cache.key import root
     from vllm_mmc.cli import engine
 
+    if envs.VLLM_DISABLE_COMPILE_CACHE:
+        return _fail("warm", "nothing is kept with VLLM_DISABLE_COMPILE_CACHE=1")
     found = engine.start(args.model, args.engine_args, compiled=True).reports
     problems = [
         why
@@ -112,11 +117,19 @@ def run_warm(args: argparse.Namespace) -> int:
         for why in (report.eager_because, *(why for _, why in report.structures))
         if why is not None
     ]
+    problems += [
+        f"{name} is not kept: {why}"
+        for report in found
+        for name, why in report.unkept.items()
+    ]
     for problem in problems:
         print(f"vllm-mmc cache warm: {problem}", file=sys.stderr)
-    made = sum(report.counters["graphs"] for report in found)
-    there = sum(report.counters["artifact_loads"] for report in found)
-    print(f"{root()}: {made} compiled, {there} already there")
+    made, there, unkept = (
+        sum(report.counters[name] for report in found)
+        for name in ("graphs", "artifact_loads", "unkept")
+    )
+    lost = f" ({unkept} not kept)" if unkept else ""
+    print(f"{root()}: {made} compiled{lost}, {there} already there")
     return int(bool(problems))
 
 
@@ -185,6 +198,6 @@ def _count(entries: Any) -> str:
     return f"{len(entries)} entr{'y' if len(entries) == 1 else 'ies'}"
 
 
-def _fail(command: str, error: Exception) -> int:
+def _fail(command: str, error: Exception | str) -> int:
     print(f"vllm-mmc cache {command}: {error}", file=sys.stderr)
     return 1

@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> None:
         help="start an engine and say whether its encoder is compiled",
         description=(
             "Start an engine with the arguments of your `vllm serve`, and say whether "
-            "its encoder is compiled. Exit status 0 if all of it is, else 1."
+            "its encoder is compiled and kept. Exit status 0 if all of it is, else 1."
         ),
     )
     add_engine_arguments(parser)
@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _healthy(report: EncoderReport) -> bool:
     eager = [name for name, why in report.structures if why is not None]
-    return report.eager_because is None and bool(report.structures) and not eager
+    compiled = report.eager_because is None and bool(report.structures) and not eager
+    return compiled and not report.unkept
 
 
 def diagnosis(report: EncoderReport) -> list[str]:
@@ -65,5 +66,9 @@ def diagnosis(report: EncoderReport) -> list[str]:
     ]
     if report.changes:
         rows += ["In the encoder:", *(f"  {change}" for change in report.changes)]
+    rows += [
+        f"  {name}: every start compiles it, it is not kept: {why}"
+        for name, why in report.unkept.items()
+    ]
     numbers = table(report.counters)
     return [report.model, f"The encoder {state}:", *rows, numbers]

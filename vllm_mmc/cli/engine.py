@@ -23,6 +23,7 @@ class EncoderReport:
         counters: See `vllm_mmc.compilation.counters`.
         never_compiled: Class that a survey left eager -> why.
         changes: What takes the place of which stock modules, and the surveyed regions.
+        unkept: Region that the compile cache does not keep -> why.
     """
 
     model: str
@@ -31,6 +32,7 @@ class EncoderReport:
     counters: dict[str, int | float]
     never_compiled: dict[str, str] = field(default_factory=dict)
     changes: list[str] = field(default_factory=list)
+    unkept: dict[str, str] = field(default_factory=dict)
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,4 +131,5 @@ def _report(model: Any) -> EncoderReport:
         asdict(counters),
         dict(survey.eager) if survey is not None else {},
         list(report.lines()) if report is not None else [],
+        {s.spec.name: s.unkept for s in structures() if s.unkept is not None},
     )

@@ -227,6 +227,10 @@ INSTRUCTION_SETS = Symbol(
     "torch._inductor.cpu_vec_isa:valid_vec_isa_list",
     "each process tests the instruction sets again, in some seconds",
 )
+CPP_SETTINGS = Symbol(
+    "torch._inductor.config:cpp",
+    "graphs are not shared with other kinds of CPU by TORCHINDUCTOR_CPP_MARCH",
+)
 HASH_FACTORS = Symbol(
     "vllm.compilation.caching:aot_compile_hash_factors",
     "the graphs of encoders are not kept in the compile cache",

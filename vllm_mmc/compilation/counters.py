@@ -28,6 +28,9 @@ class Counters:
     """Graphs loaded from the compile cache instead of being compiled."""
     artifact_misses: int = 0
     """Graphs that the compile cache was asked for and did not have."""
+    unkept: int = 0
+    """Graphs compiled that the compile cache does not keep: every start compiles
+    them."""
     fallbacks: int = 0
     """Graphs that could not be compiled; what they stand for runs eager."""
     rescues: int = 0

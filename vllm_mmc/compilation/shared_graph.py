@@ -65,6 +65,8 @@ class SharedGraph:
         """Why all of it runs eager, if it does."""
         self.failure: str | None = None
         """Why a graph of it could not be compiled, if one could not."""
+        self.unkept: str | None = None
+        """Why the cache does not keep a graph of it, if it does not."""
         self._graphs: dict[buckets.Range | None, list[Graph]] = {}
         self._made: dict[buckets.Range | None, int] = {}
         self._failed: set[Any] = set()
@@ -275,8 +277,16 @@ class SharedGraph:
             },
             {"structure": {"description": repr(self.structure.description)}},
             vllm_config,
-            portable=self.structure.portable and self.spec.use_aot_compile,
+            unportable=self._unportable(),
+            wanted=self.spec.use_aot_compile,
         )
+
+    def _unportable(self) -> str | None:
+        if self.structure.portable:
+            return None
+        first, *others = self.structure.unportable
+        more = f", and of {len(others)} more," if others else ""
+        return f"the value of {first}{more} cannot be compared in another process"
 
     def _load_or_compile(
         self,
@@ -291,8 +301,8 @@ class SharedGraph:
             counters.artifact_misses += entry.enabled
             graph, saveable = self._compile_timed(module, arguments, vllm_config)
             counters.recompiles += has_others
-            saveable = saveable if self.shareable else None
-            return store.Made(graph, saveable, self._captured)
+            unkept = None if self.shareable else "it reads the name of its module"
+            return store.Made(graph, saveable, self._captured, unkept)
 
         # Guards remember the mode in which they are made or loaded.
         with torch.inference_mode(), set_current_vllm_config(vllm_config):
@@ -307,6 +317,9 @@ class SharedGraph:
                 ),
             )
             if isinstance(found, store.Made):
+                if found.unkept is not None:
+                    counters.unkept += 1
+                    self.unkept = found.unkept
                 graph: Graph = found.value
                 return graph
             counters.load_seconds += found.seconds

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import inspect
 import logging
+import sys
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -75,13 +76,18 @@ class Structure:
     Attributes:
         digest: SHA-256 of the description, in hexadecimal.
         description: What was compared.
-        portable: False if an attribute could be compared by identity only; then
-            the digest means nothing outside this process.
+        unportable: Attributes that could be compared by identity only, "path (type)";
+            with one, the digest means nothing outside this process.
     """
 
     digest: str
     description: Description
-    portable: bool
+    unportable: tuple[str, ...]
+
+    @property
+    def portable(self) -> bool:
+        """Whether the digest means the same in every process."""
+        return not self.unportable
 
 
 def structure_of(module: nn.Module, ignored: Collection[str] = ()) -> Structure:
@@ -95,7 +101,9 @@ def structure_of(module: nn.Module, ignored: Collection[str] = ()) -> Structure:
     walker = _Walker(frozenset(ignored) | IDENTITY_ATTRS)
     description = walker.module(module)
     digest = hashlib.sha256(repr(description).encode()).hexdigest()
-    return Structure(digest, description, walker.portable)
+    return Structure(
+        digest, description, tuple(p.lstrip(".") for p in walker.unportable)
+    )
 
 
 def class_digest(cls: type) -> str:
@@ -105,7 +113,8 @@ def class_digest(cls: type) -> str:
 
 class _Walker:
     def __init__(self, ignored: frozenset[str] = IDENTITY_ATTRS) -> None:
-        self.portable = True
+        self.unportable: list[str] = []
+        self._path: list[str] = []
         self._ignored = ignored
         self._seen: dict[int, int] = {}
         self._alive: list[object] = []  # ids stay unique while we walk
@@ -126,9 +135,9 @@ class _Walker:
         return (
             "module",
             self._class(type(module)),
-            tuple((name, self.value(t)) for name, t in tensors),
+            tuple((name, self.at(f".{name}", t)) for name, t in tensors),
             self._attributes(own, skip=_BOOKKEEPING),
-            tuple((name, self.value(m)) for name, m in module._modules.items()),
+            tuple((n, self.at(f".{n}", m)) for n, m in module._modules.items()),
         )
 
     def _attributes(
@@ -136,12 +145,23 @@ class _Walker:
     ) -> Description:
         return tuple(
             # Hooks are kept under counters that no two modules share.
-            (name, self.value(list(value.values()) if name in _HOOKS else value))
+            (
+                name,
+                self.at(f".{name}", list(value.values()) if name in _HOOKS else value),
+            )
             for name, value in sorted(attributes.items())
             if name not in skip
             and name not in self._ignored
             and not getattr(type(value), "not_structure", False)
         )
+
+    def at(self, step: str, obj: Any) -> Description:
+        """The value one step further down, as it would be written in Python."""
+        self._path.append(step)
+        try:
+            return self.value(obj)
+        finally:
+            self._path.pop()
 
     def value(self, obj: Any) -> Description:
         if isinstance(obj, enum.Enum):
@@ -183,35 +203,42 @@ class _Walker:
         if type(obj) is _LRU_CACHE:
             return ("lru_cache", self.value(obj.__wrapped__))
         if isinstance(obj, types.MethodType):
-            return ("method", self.value(obj.__func__), self.value(obj.__self__))
+            function = self.at(".__func__", obj.__func__)
+            return ("method", function, self.at(".__self__", obj.__self__))
         if isinstance(obj, types.FunctionType):
             return self._function(obj)
         if isinstance(obj, functools.partial):
             return (
                 "partial",
-                self.value(obj.func),
-                self.value(obj.args),
-                self.value(obj.keywords),
+                self.at(".func", obj.func),
+                self.at(".args", obj.args),
+                self.at(".keywords", obj.keywords),
             )
         if isinstance(obj, Mapping):
-            items = tuple((self.value(k), self.value(v)) for k, v in obj.items())
+            items = tuple(
+                (self.value(k), self.at(f"[{_name_of_key(k)}]", v))
+                for k, v in obj.items()
+            )
             return ("mapping", _qualname(type(obj)), items)
         if isinstance(obj, (list, tuple)):
             return (
                 "sequence",
                 _qualname(type(obj)),
-                tuple(self.value(item) for item in obj),
+                tuple(self.at(f"[{i}]", item) for i, item in enumerate(obj)),
             )
         if isinstance(obj, (set, frozenset)):
             items = tuple(sorted((self.value(item) for item in obj), key=repr))
             return ("set", _qualname(type(obj)), items)
         if type(obj).__module__ != "builtins" and (state := _state(obj)) is not None:
             return ("object", self._class(type(obj)), self._attributes(state))
+        if (name := _global_name(obj)) is not None:
+            return ("global", name)
         return self._opaque(obj)
 
     def _class(self, cls: type) -> Description:
-        description, portable = _class_description(cls)
-        self.portable &= portable
+        description, unportable = _class_description(cls)
+        path = "".join(self._path)
+        self.unportable += [path + attribute for attribute in unportable]
         return description
 
     def _tensor(self, t: torch.Tensor) -> Description:
@@ -233,37 +260,60 @@ class _Walker:
 
     def _function(self, fn: types.FunctionType) -> Description:
         cells = []
-        for cell in fn.__closure__ or ():
+        names = fn.__code__.co_freevars
+        for name, cell in zip(names, fn.__closure__ or (), strict=True):
             try:
-                cells.append(self.value(cell.cell_contents))
+                cells.append(self.at(f".{name}", cell.cell_contents))
             except ValueError:  # a cell that is still empty
                 cells.append(("empty cell",))
+        defaults = fn.__defaults__ or ()
+        last = fn.__code__.co_varnames[: fn.__code__.co_argcount][-len(defaults) :]
+        positional = zip(last, defaults, strict=False)
         return (
             "function",
             _qualname(fn),
             _code_digest(fn.__code__),
-            tuple(self._default(fn, value) for value in fn.__defaults__ or ()),
+            tuple(self._default(fn, n, v) for n, v in positional),
             tuple(
-                (name, self._default(fn, value))
+                (name, self._default(fn, name, value))
                 for name, value in (fn.__kwdefaults__ or {}).items()
             ),
             tuple(cells),
         )
 
-    def _default(self, fn: types.FunctionType, value: Any) -> Description:
+    def _default(self, fn: types.FunctionType, name: str, value: Any) -> Description:
         if type(value) is object:  # "no argument": the name tells which
-            for name, known in fn.__globals__.items():
+            for known_as, known in fn.__globals__.items():
                 if known is value:
-                    return ("global", name)
-        return self.value(value)
+                    return ("global", known_as)
+        return self.at(f".{name}", value)
 
     def _opaque(self, obj: object) -> Description:
-        self.portable = False
+        self.unportable.append(f"{''.join(self._path)} ({_qualname(type(obj))})")
         return ("identity", _qualname(type(obj)), id(obj))
 
 
 def _qualname(obj: Any) -> str:
     return f"{getattr(obj, '__module__', '')}.{obj.__qualname__}"
+
+
+def _name_of_key(key: object) -> str:
+    return repr(key) if type(key) in _PLAIN else type(key).__name__
+
+
+def _global_name(obj: object) -> str | None:
+    """The name of the global variable that holds `obj` in every process, if one does.
+
+    `pickle` asks the same: a type of one instance returns its name from `__reduce__`.
+    """
+    try:
+        name = obj.__reduce__()
+    except Exception:
+        return None
+    module = getattr(obj, "__module__", None) or type(obj).__module__
+    if not (isinstance(name, str) and getattr(sys.modules[module], name, None) is obj):
+        return None
+    return f"{module}.{name}"
 
 
 def _is_vllm_config(obj: object) -> bool:
@@ -292,10 +342,10 @@ _HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: defined in Python (or by a modern C A
 
 
 @functools.lru_cache(maxsize=4096)
-def _class_description(cls: type) -> tuple[Description, bool]:
+def _class_description(cls: type) -> tuple[Description, tuple[str, ...]]:
     """The class, and the code of every method down to torch's and Python's own."""
     described = []
-    portable = True
+    unportable: list[str] = []
     for base in cls.__mro__:
         if base.__module__.partition(".")[0] in ("torch", "builtins", "abc", "typing"):
             continue
@@ -311,8 +361,8 @@ def _class_description(cls: type) -> tuple[Description, bool]:
             members.pop(name, None)
         walker = _Walker()
         described.append((_qualname(base), walker._attributes(members)))
-        portable &= walker.portable
-    return (_qualname(cls), _sha256(repr(described).encode())), portable
+        unportable += walker.unportable
+    return (_qualname(cls), _sha256(repr(described).encode())), tuple(unportable)
 
 
 @functools.lru_cache(maxsize=16384)
