@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn as nn
 from vllm.config import VllmConfig
+from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from mmc_testing.parity import assert_close
@@ -107,3 +108,26 @@ def test_the_class_of_an_architecture_exchanges_them(architecture: str) -> None:
         assert issubclass(stock, nn.Module)
         # Parameters and attributes are those that stock's constructor has made.
         assert ours.__init__ is stock.__init__
+
+
+class Stock(nn.Module, SupportsMultiModal):
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        with self._mark_tower_model(vllm_config, "image"):
+            self.encoder = TOWERS["granite_speech"].build(vllm_config)
+
+
+@pytest.mark.parametrize("switch", [True, False])
+def test_without_the_switch_nothing_is_exchanged(
+    switch: bool, vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = vllm_config.compilation_config
+    monkeypatch.setattr(config, "compile_mm_encoder", switch)
+    rewrites = encoder_rewrites("granite_speech")
+
+    class Ours(auto.AutoCompiledEncoder, Stock):
+        encoder_plan = EncoderPlan(classes=rewrites)
+
+    found = {type(module) for module in Ours(vllm_config=vllm_config).modules()}
+    exchanged, left = set(rewrites.values()), set(rewrites)
+    assert found & (exchanged | left) == (exchanged if switch else left)
