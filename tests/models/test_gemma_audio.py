@@ -169,7 +169,7 @@ def test_a_batch_is_what_stock_makes_of_it(vllm_config: VllmConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "ahead"),
+    ("family", "setting"),
     [
         ("gemma4", "attention_context_right"),
         ("gemma3n", "conf_attention_context_right"),
