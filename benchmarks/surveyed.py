@@ -41,6 +41,7 @@ from vllm_mmc.compilation.counters import counters
 from vllm_mmc.encoder.install import EncoderPlan, install
 from vllm_mmc.encoder.model import attach_regions
 from vllm_mmc.encoder.survey import survey
+from vllm_mmc.models.gemma_audio import GEMMA4
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -186,7 +187,7 @@ def measure(
     with set_default_torch_dtype(dtype):
         stock = prepare(build(layers))
         ours = build(layers)
-        ours = install(ours, EncoderPlan(), config)
+        ours = install(ours, EncoderPlan(classes=GEMMA4), config)
         prepare(ours)
     batches = {label: make(spec, dtype) for label, spec in sizes.items()}
     # Also one size more, without which a survey finds nothing that varies.
