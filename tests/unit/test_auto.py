@@ -103,13 +103,11 @@ def test_other_names_are_no_attributes(name: str) -> None:
 
 @every_architecture
 def test_the_processor_is_the_stock_one(architecture: str) -> None:
-    """But for what parses the request, which refuses audio that is not finite."""
+    """But for what refuses audio and values of a request that no encoder can use."""
     factory = auto.stock_class(architecture)._processor_factory
     ours = compiled(architecture)._processor_factory
-    assert (ours.processor, ours.dummy_inputs) == (
-        factory.processor,
-        factory.dummy_inputs,
-    )
+    assert ours.dummy_inputs is factory.dummy_inputs
+    assert issubclass(ours.processor, factory.processor)
     assert issubclass(ours.info, factory.info)
 
 
