@@ -56,7 +56,7 @@ class Graph(NamedTuple):
 def graph_of(compiled: Any) -> Graph:
     """The graph of what `aot_compile` returned, or `load_compiled_function`."""
     compiled.disable_guard_check()
-    return Graph(compiled._artifacts.guard_manager.check, compiled.fn)
+    return Graph(compiled._artifacts.guard_manager.root.check, compiled.fn)
 
 
 class ArgumentGuardError(RuntimeError):
@@ -160,7 +160,7 @@ def _traced_only(
         with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
             return compiled(*args, **kwargs)
 
-    return Graph(entry.guard_manager.check, run)
+    return Graph(entry.guard_manager.root.check, run)
 
 
 _NOT_SAVED = frozenset(symbols.find(_UNSUPPORTED) or {"WEAKREF_ALIVE"})

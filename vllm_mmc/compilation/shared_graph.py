@@ -9,7 +9,7 @@ from it at run time, so one function serves every module of equal structure.
 import functools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -60,6 +60,9 @@ class SharedGraph:
         self.parity_check = settings.parity_check
         if self.parity_check == "auto":
             self.parity_check = "first" if spec.surveyed else "off"
+        self._has_invariants = spec.shape_invariants is not None
+        self._observes = self.parity_check == "all"
+        """Whether calls of a known graph are compared with eager, too."""
         self.shareable = True
         self.eager: str | None = None
         """Why all of it runs eager, if it does."""
@@ -73,6 +76,8 @@ class SharedGraph:
         """Of `forward`, from the first call on."""
         self._frame: Signature | None = None
         """Of what is traced."""
+        self._locals: Callable[..., dict[str, Any]] = dict
+        """`locals` of that."""
         self._compared: set[tuple[int, int]] = set()
         self._scope: dict[str, Any] = {}
         self._captured: dict[str, str] = {}
@@ -86,24 +91,38 @@ class SharedGraph:
         """May another instance of this structure use these graphs now?"""
         return self.shareable and captured_globals.same(self._captured, self._scope)
 
-    def __call__(
-        self, module: nn.Module, arguments: Arguments, vllm_config: VllmConfig
+    def call(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        vllm_config: VllmConfig,
     ) -> Any:
-        """Run `module` on `arguments`, compiled where that is possible."""
-        args, kwargs = arguments
-        self.spec.check_invariants(args, kwargs)
+        """Run `module` on its arguments, compiled where that is possible.
+
+        Each layer of each request comes through here, and a known call goes no further:
+        benchmarks/call_overhead.py says what it costs.
+        """
+        if self._has_invariants:
+            self.spec.check_invariants(args, kwargs)
         bounds = buckets.current()
         span = None if bounds is None else bounds.range
-        if self._frame is not None:
-            f_locals = self._frame.locals(module, arguments)
-            for accepts, run in self._graphs.get(span, ()):
+        if graphs := self._graphs.get(span):
+            given = module, *args
+            f_locals = self._locals(*given, **kwargs)
+            for accepts, run in graphs:
                 if accepts(f_locals):
-                    if self.parity_check == "all":
-                        return self._compared_with_eager(run, module, arguments, span)
-                    return self._run(run, module, arguments, span)
+                    if self._observes:
+                        return self._compared_with_eager(
+                            run, module, (args, kwargs), span
+                        )
+                    try:
+                        return run(*given, **kwargs)
+                    except Exception as error:
+                        return self._rescued(error, run, module, (args, kwargs), span)
         if self.eager is not None:
             return self.spec.forward(module)(*args, **kwargs)
-        return self._call_unknown(module, arguments, vllm_config, span)
+        return self._call_unknown(module, (args, kwargs), vllm_config, span)
 
     def _run(
         self,
@@ -115,13 +134,25 @@ class SharedGraph:
         args, kwargs = arguments
         try:
             return run(module, *args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            # If eager raises too, it is the caller's error, and the graph is right.
-            output = self.spec.forward(module)(*args, **kwargs)
-            self._drop(run, error, arguments, span)
-            return output
+            return self._rescued(error, run, module, arguments, span)
+
+    def _rescued(
+        self,
+        error: Exception,
+        run: CompiledFn,
+        module: nn.Module,
+        arguments: Arguments,
+        span: buckets.Range | None,
+    ) -> Any:
+        """The eager output of a call whose graph has raised `error`."""
+        if isinstance(error, torch.OutOfMemoryError):
+            raise error
+        # If eager raises too, it is the caller's error, and the graph is right.
+        args, kwargs = arguments
+        output = self.spec.forward(module)(*args, **kwargs)
+        self._drop(run, error, arguments, span)
+        return output
 
     def _drop(
         self,
@@ -168,9 +199,10 @@ class SharedGraph:
             self._frame = Signature(
                 self.spec.traced(module).__func__, follow_wrapped=False
             )
+            self._locals = self._frame.locals
         for given in (arguments, self._canonical(self._signature, arguments)):
             if (run := self._known(self._frame, module, given, span)) is not None:
-                if self.parity_check == "all":
+                if self._observes:
                     return self._compared_with_eager(run, module, given, span)
                 return self._run(run, module, given, span)
         with compiler.LOCK:
@@ -205,7 +237,8 @@ class SharedGraph:
         arguments: Arguments,
         span: buckets.Range | None,
     ) -> CompiledFn | None:
-        f_locals = frame.locals(module, arguments)
+        args, kwargs = arguments
+        f_locals = frame.locals(module, *args, **kwargs)
         # Graphs are compiled under inference mode. Of a tensor's dispatch keys these
         # tell whether that mode was on, which changes no result.
         with torch._C._ExcludeDispatchKeyGuard(_MODE_KEYS):
@@ -399,13 +432,8 @@ class SharedGraph:
         eager = self.spec.forward(module)
         try:
             output, expected, difference = parity.compare(run, eager, module, arguments)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            args, kwargs = arguments
-            expected = eager(*args, **kwargs)  # or it is the caller's error
-            self._drop(run, error, arguments, span)
-            return expected
+            return self._rescued(error, run, module, arguments, span)
         if difference is None:
             return output
         counters.parity_failures += self.eager is None

@@ -117,9 +117,8 @@ class TokenBuckets:
 _current: ContextVar[TokenRange | None] = ContextVar("encoder_bounds", default=None)
 
 
-def current() -> TokenRange | None:
-    """The bounds of the encoder call that is running; None outside of a call."""
-    return _current.get()
+current: Callable[[], TokenRange | None] = _current.get
+"""The bounds of the encoder call that is running; None outside of a call."""
 
 
 def encoder_forward(
