@@ -24,7 +24,7 @@ from vllm_mmc.cache import store
 from vllm_mmc.cache.entry import Entry, entry_for
 from vllm_mmc.cache.key import environment_digest
 from vllm_mmc.compat import garbage, inductor_threads, symbols
-from vllm_mmc.compilation import captured_globals, compiler, errors, parity
+from vllm_mmc.compilation import captured_globals, compiler, errors, measure, parity
 from vllm_mmc.compilation.arguments import (
     Arguments,
     Signature,
@@ -52,7 +52,11 @@ class SharedGraph:
     """
 
     def __init__(
-        self, spec: RegionSpec, structure: Structure, settings: Settings
+        self,
+        spec: RegionSpec,
+        structure: Structure,
+        settings: Settings,
+        measures: bool = False,
     ) -> None:
         self.spec = spec
         self.structure = structure
@@ -61,8 +65,11 @@ class SharedGraph:
         if self.parity_check == "auto":
             self.parity_check = "first" if spec.surveyed else "off"
         self._has_invariants = spec.shape_invariants is not None
-        self._observes = self.parity_check == "all"
-        """Whether calls of a known graph are compared with eager, too."""
+        self.measured: str | None = None
+        """What a measurement has shown, if there was one."""
+        self._measures = measures
+        self._observes = measures or self.parity_check == "all"
+        """Whether a known call is compared with eager, or noted for a measurement."""
         self.shareable = True
         self.eager: str | None = None
         """Why all of it runs eager, if it does."""
@@ -113,9 +120,7 @@ class SharedGraph:
             for accepts, run in graphs:
                 if accepts(f_locals):
                     if self._observes:
-                        return self._compared_with_eager(
-                            run, module, (args, kwargs), span
-                        )
+                        return self._observed(run, module, (args, kwargs), span)
                     try:
                         return run(*given, **kwargs)
                     except Exception as error:
@@ -203,7 +208,7 @@ class SharedGraph:
         for given in (arguments, self._canonical(self._signature, arguments)):
             if (run := self._known(self._frame, module, given, span)) is not None:
                 if self._observes:
-                    return self._compared_with_eager(run, module, given, span)
+                    return self._observed(run, module, given, span)
                 return self._run(run, module, given, span)
         with compiler.LOCK:
             run = self._known(self._frame, module, given, span) or self._obtain(
@@ -213,7 +218,7 @@ class SharedGraph:
         if run is None:
             args, kwargs = arguments
             return self.spec.forward(module)(*args, **kwargs)
-        return self._compared_with_eager(run, module, given, span)
+        return self._observed(run, module, given, span, first=True)
 
     def _canonical(self, signature: Signature, arguments: Arguments) -> Arguments:
         views: dict[int, torch.Tensor] = {}
@@ -414,7 +419,30 @@ class SharedGraph:
         self.failure = f"it cannot be compiled. {errors.explain(error)}"
         logger.warning("%s runs eager: %s", self.spec.name, self.failure)
 
-    # ------------------------------------------------------------ parity
+    # ------------------------------------------------------------ observed calls
+
+    def _observed(
+        self,
+        run: CompiledFn,
+        module: nn.Module,
+        arguments: Arguments,
+        span: buckets.Range | None,
+        first: bool = False,
+    ) -> Any:
+        if self._measures:
+            measure.note(self, run, self.spec.forward(module), module, *arguments)
+        if first or self.parity_check == "all":
+            return self._compared_with_eager(run, module, arguments, span)
+        return self._run(run, module, arguments, span)
+
+    def settle(self, measured: str, *, eager: bool) -> None:
+        """Take note of a measurement; with `eager` all runs eager from now on."""
+        self.measured = measured
+        self._measures = False
+        self._observes = self.parity_check == "all"
+        if eager:
+            self.eager = measured
+            self._graphs.clear()
 
     def _compared_with_eager(
         self,
@@ -490,7 +518,9 @@ def shared_graph(
             return found
         counters.structures += 1
         compilation_counter.num_models_seen += 1
-        made = SharedGraph(spec, structure, Settings.of(vllm_config))
+        made = SharedGraph(
+            spec, structure, Settings.of(vllm_config), measure.wanted(vllm_config)
+        )
         if found is None or found.shareable:
             _structures[key] = made
         return made

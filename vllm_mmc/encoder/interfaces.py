@@ -23,6 +23,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
 
 from vllm_mmc.attention.mm_encoder_attention import use_our_attention
+from vllm_mmc.compilation import measure
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters, table
 from vllm_mmc.compilation.decorators import (
@@ -192,7 +193,11 @@ class SupportsCompiledEncoder(SupportsMultiModal):
         """Compile, or load, every graph that a request can need."""
         # There is none on another pipeline rank, or with a limit of 0 items.
         encoders = [m for m in self.modules() if isinstance(m, CompiledEncoder)]
-        with torch.inference_mode(), override_forward_context(None):
+        with (
+            torch.inference_mode(),
+            override_forward_context(None),
+            measure.at_warmup(),
+        ):
             for encoder in encoders:
                 for tokens in encoder.encoder_shapes.warmup_sizes():
                     self.run_dummy_encoder(encoder, tokens)
@@ -260,7 +265,7 @@ def compile_encoder(
     adopt(root, regions, vllm_config)
     use_our_attention(root)
     use_upcast(root)
-    settings = Settings.resolve(vllm_config.additional_config)
+    settings = Settings.of(vllm_config)
     for module in root.modules():
         if isinstance(module, CompiledEncoder):
             limit = module.max_packed_tokens(budget) if budget else None
