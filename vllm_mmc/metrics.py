@@ -46,6 +46,7 @@ HELP = {
     "rescues": "Encoder graphs that raised where eager did not; not used again.",
     "parity_checks": "Comparisons of a compiled encoder region with the eager one.",
     "parity_failures": "Encoder structures that run eager: compiled, they differed.",
+    "measured_eager": "Encoder structures that run eager: compiled, they were slower.",
     "dynamo_seconds": "Seconds spent on tracing encoder graphs.",
     "inductor_seconds": "Seconds spent on compiling traced encoder graphs.",
     "load_seconds": "Seconds spent on loading encoder graphs from the compile cache.",

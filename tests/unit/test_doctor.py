@@ -3,14 +3,15 @@
 """What `vllm-mmc doctor` says of what an engine has shown."""
 
 from vllm_mmc.cli.doctor import diagnosis
-from vllm_mmc.cli.engine import EncoderReport
+from vllm_mmc.cli.engine import EncoderReport, StructureReport
 
 MODEL = "vllm_mmc.models.qwen2_5_vl:CompiledQwen2_5_VLForConditionalGeneration"
 COUNTERS: dict[str, int | float] = {"graphs": 1, "load_seconds": 0.128}
 
 
-def text(because: str | None, *structures: tuple[str, str | None]) -> str:
-    report = EncoderReport(MODEL, because, list(structures), COUNTERS)
+def text(because: str | None, *structures: tuple[str | None, ...]) -> str:
+    states = [StructureReport(*structure) for structure in structures]
+    report = EncoderReport(MODEL, because, states, COUNTERS)
     return "\n".join(diagnosis(report))
 
 
@@ -24,6 +25,15 @@ def test_in_part() -> None:
     told = text(None, ("CompiledA", None), ("CompiledB", "it cannot be compiled. X"))
     assert "The encoder is compiled in part:" in told
     assert "CompiledB: eager: it cannot be compiled. X" in told
+
+
+def test_measured() -> None:
+    slower = "compiled takes 1.08 of eager's time here (2.16 and 2 ms)"
+    faster = "compiled takes 0.8 of eager's time here (1.6 and 2 ms)"
+    told = text(None, ("CompiledA", slower, slower), ("CompiledB", None, faster))
+    assert "The encoder is compiled in part:" in told
+    assert f"\n  CompiledA: eager: {slower}\n" in told
+    assert f"\n  CompiledB: compiled: {faster}\n" in told
 
 
 def test_off() -> None:

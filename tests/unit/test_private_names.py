@@ -26,7 +26,17 @@ ALLOWED = {
 }
 """File and private attribute of somebody else's."""
 
-WORDS = {"__init__", "__post_init__", "add", "check", "fn", "info", "logger", "method"}
+WORDS = {
+    "__init__",
+    "__post_init__",
+    "add",
+    "check",
+    "fn",
+    "info",
+    "logger",
+    "method",
+    "root",
+}
 """Names in `symbols` that are common words: only their paths tell them."""
 
 LISTED = {

@@ -18,6 +18,8 @@ GOOD = [
     ("parity_check", "off", "off", "off"),
     ("parity_check", "first", "first", "first"),
     ("parity_check", "all", "all", "all"),
+    ("measure", "off", "off", "off"),
+    ("measure", "warmup", "warmup", "warmup"),
     ("compile_sizes", "[64, 16, 64]", [64, 16, 64], (16, 64)),
     ("compile_sizes", "[]", [], ()),
     ("compile_ranges", "[[9, 20], [1, 8]]", [[9, 20], [1, 8]], ((1, 8), (9, 20))),
@@ -28,6 +30,7 @@ GOOD = [
 BAD: list[tuple[str, Any, str]] = [
     ("on_error", "ignore", '"eager" or "raise"'),
     ("on_error", True, '"eager" or "raise"'),
+    ("measure", "on", '"off" or "warmup"'),
     ("parity_check", "on", '"auto" or "off" or "first" or "all"'),
     *(
         ("max_graphs", bad, "a whole number above 0")
@@ -59,6 +62,7 @@ def test_names_of_the_variables() -> None:
         "VLLM_MMC_COMPILE_RANGES",
         "VLLM_MMC_MAX_GRAPHS",
         "VLLM_MMC_COMPILE_SECONDS",
+        "VLLM_MMC_MEASURE",
         "VLLM_MMC_LOG_SHAPES_INTERVAL",
     }
 
@@ -75,7 +79,7 @@ def test_defaults() -> None:
         "finite_check": True,
     }
     assert (Settings().on_error, Settings().parity_check) == ("eager", "auto")
-    assert Settings().max_graphs == 8
+    assert (Settings().max_graphs, Settings().measure) == (8, "off")
 
 
 @pytest.mark.parametrize("name", SWITCHES)

@@ -5,7 +5,7 @@
 import argparse
 from typing import Any
 
-from vllm_mmc.cli.engine import EncoderReport, add_engine_arguments
+from vllm_mmc.cli.engine import EncoderReport, StructureReport, add_engine_arguments
 from vllm_mmc.compilation.counters import table
 
 SWITCH_ON = "--compilation-config '{\"compile_mm_encoder\": true}'"
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _healthy(report: EncoderReport) -> bool:
-    eager = [name for name, why in report.structures if why is not None]
+    eager = any(structure.eager_because for structure in report.structures)
     compiled = report.eager_because is None and bool(report.structures) and not eager
     return compiled and not report.unkept
 
@@ -54,11 +54,9 @@ def diagnosis(report: EncoderReport) -> list[str]:
             report.model,
             "Nothing is compiled before the first request: no profile run was done.",
         ]
-    eager = {name: why for name, why in report.structures if why is not None}
-    state = "is compiled" if not eager else "is compiled in part"
+    state = "is compiled" if _healthy(report) else "is compiled in part"
     rows = [
-        f"  {name}: {'compiled' if why is None else f'eager: {why}'}"
-        for name, why in report.structures
+        f"  {structure.name}: {_state(structure)}" for structure in report.structures
     ]
     rows += [
         f"  {name}: eager, as the survey says: {why}"
@@ -72,3 +70,10 @@ def diagnosis(report: EncoderReport) -> list[str]:
     ]
     numbers = table(report.counters)
     return [report.model, f"The encoder {state}:", *rows, numbers]
+
+
+def _state(structure: StructureReport) -> str:
+    if structure.eager_because is not None:
+        return f"eager: {structure.eager_because}"
+    measured = structure.measured
+    return "compiled" if measured is None else f"compiled: {measured}"

@@ -9,7 +9,21 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class StructureReport(NamedTuple):
+    """What has become of one structure.
+
+    Attributes:
+        name: The region.
+        eager_because: Why it runs eager, at least in part; None if it is compiled.
+        measured: What a measurement has shown (setting `measure`).
+    """
+
+    name: str
+    eager_because: str | None
+    measured: str | None = None
 
 
 @dataclass(frozen=True)
@@ -19,7 +33,7 @@ class EncoderReport:
     Attributes:
         model: "module:Class" of the loaded model.
         eager_because: Why the encoder is not compiled; None if it is.
-        structures: Region and, if it runs eager after all, why.
+        structures: One of each.
         counters: See `vllm_mmc.compilation.counters`.
         never_compiled: Class that a survey left eager -> why.
         changes: What takes the place of which stock modules, and the surveyed regions.
@@ -28,7 +42,7 @@ class EncoderReport:
 
     model: str
     eager_because: str | None
-    structures: list[tuple[str, str | None]]
+    structures: list[StructureReport]
     counters: dict[str, int | float]
     never_compiled: dict[str, str] = field(default_factory=dict)
     changes: list[str] = field(default_factory=list)
@@ -127,7 +141,10 @@ def _report(model: Any) -> EncoderReport:
     return EncoderReport(
         name,
         because,
-        [(s.spec.name, s.eager or s.failure) for s in structures()],
+        [
+            StructureReport(s.spec.name, s.eager or s.failure, s.measured)
+            for s in structures()
+        ],
         asdict(counters),
         dict(survey.eager) if survey is not None else {},
         list(report.lines()) if report is not None else [],

@@ -47,7 +47,7 @@ def check_and_run(compiled: Any) -> tuple[Check, Callable[..., Any]]:
     for symbol in _NEEDED:
         symbol.need()
     compiled.disable_guard_check()
-    return compiled._artifacts.guard_manager.check, compiled.fn
+    return compiled._artifacts.guard_manager.root.check, compiled.fn
 
 
 def check_of(code: CodeType) -> Check:
@@ -59,7 +59,7 @@ def check_of(code: CodeType) -> Check:
     entries = symbols.CACHE_ENTRIES.need()
     symbols.GUARD_CHECK.need()
     (entry,) = entries(code)
-    check: Check = entry.guard_manager.check
+    check: Check = entry.guard_manager.root.check
     return check
 
 

@@ -145,7 +145,9 @@ AOT_ARTIFACTS = Symbol(f"{_AOT}:AOTCompiledFunction._artifacts", _EAGER)
 AOT_FUNCTION = Symbol(f"{_AOT}:AOTCompiledFunction.__post_init__", _EAGER, sets=("fn",))
 AOT_UNCHECKED = Symbol(f"{_AOT}:AOTCompiledFunction.disable_guard_check", _EAGER)
 GUARD_MANAGER = Symbol(f"{_AOT}:CompileArtifacts.guard_manager", _EAGER)
-GUARD_CHECK = Symbol("torch._dynamo.guards:GuardManagerWrapper.check", _EAGER)
+GUARD_CHECK = Symbol(
+    "torch._dynamo.guards:GuardManagerWrapper.__init__", _EAGER, sets=("root",)
+)
 CACHE_ENTRIES = Symbol(
     "torch._dynamo.eval_frame:_debug_get_cache_entry_list",
     'with the backend "eager" the regions of encoders run eager',

@@ -7,6 +7,7 @@ A leaf is named by its path: `x`, `position_embeddings[0]`, `mask_meta.cu_seqlen
 
 import dataclasses
 import inspect
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -78,30 +79,12 @@ class Signature:
         self, function: Callable[..., Any], *, follow_wrapped: bool = True
     ) -> None:
         self._signature = inspect.signature(function, follow_wrapped=follow_wrapped)
-        parameters = list(self._signature.parameters.values())
-        self.self_name = parameters[0].name
-        self.names = tuple(p.name for p in parameters[1:])
+        self.self_name, *names = self._signature.parameters
+        self.names = tuple(names)
         """The arguments, without self."""
-        self._variadic = any(
-            p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
-        )
-        self._defaults = {
-            p.name: p.default for p in parameters if p.default is not p.empty
-        }
-
-    def locals(self, module: nn.Module, arguments: Arguments) -> dict[str, Any]:
-        """Name -> value, self and defaults included: what Dynamo's guards look at."""
-        args, kwargs = arguments
-        if self._variadic:
-            bound = self._signature.bind(module, *args, **kwargs)
-            bound.apply_defaults()
-            return bound.arguments
-        return {
-            **self._defaults,
-            **dict(zip(self.names, args, strict=False)),
-            **kwargs,
-            self.self_name: module,
-        }
+        self.locals = _locals_of(self._signature, function.__qualname__)
+        """Takes the arguments, self included. Returns name -> value, defaults included:
+        what Dynamo's guards look at."""
 
     def given(self, arguments: Arguments) -> dict[str, Any]:
         """Name -> value of the arguments that the caller gave."""
@@ -120,6 +103,31 @@ class Signature:
                 value = bound.arguments[name]
                 bound.arguments[name] = map_leaves(function, value, name)
         return bound.args[1:], bound.kwargs
+
+
+def _locals_of(
+    signature: inspect.Signature, name: str
+) -> Callable[..., dict[str, Any]]:
+    """A function of this signature that returns its arguments by their names.
+
+    Python itself then binds them, in a fraction of what `inspect.Signature.bind` takes,
+    and raises the TypeError of the function where they do not fit.
+    """
+    parameters = signature.parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    plain = [
+        p.replace(annotation=p.empty, default=None if p.name in defaults else p.empty)
+        for p in parameters
+    ]
+    returned = ", ".join(f"{p.name!r}: {p.name}" for p in plain)
+    made: dict[str, Any] = {}
+    exec(f"def bind{inspect.Signature(plain)}: return {{{returned}}}", made)
+    bind: types.FunctionType = made["bind"]
+    bind.__qualname__ = name
+    by_name = {p.name for p in plain if p.kind is p.KEYWORD_ONLY}
+    bind.__defaults__ = tuple(v for n, v in defaults.items() if n not in by_name)
+    bind.__kwdefaults__ = {n: v for n, v in defaults.items() if n in by_name}
+    return bind
 
 
 def canonical(tensor: torch.Tensor) -> torch.Tensor:

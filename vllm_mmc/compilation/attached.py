@@ -9,8 +9,8 @@ names, weight loading and forward hooks stay as they are.
 
 from typing import Any
 
-import torch
 import torch.nn as nn
+from torch.compiler import is_compiling
 from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context, is_forward_context_available
 
@@ -38,13 +38,13 @@ class AttachedRegion:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self.module
-        if torch.compiler.is_compiling() or (
+        if is_compiling() or (
             is_forward_context_available() and get_forward_context().skip_compiled
         ):
             return type(module).forward(module, *args, **kwargs)
         if self.shared is None:
             self.shared = shared_graph(module, self.spec, self.vllm_config)
-        return self.shared(module, (args, kwargs), self.vllm_config)
+        return self.shared.call(module, args, kwargs, self.vllm_config)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AttachedRegion":
         module = memo.get(id(self.module), self.module)

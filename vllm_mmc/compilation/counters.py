@@ -39,6 +39,8 @@ class Counters:
     """Comparisons of compiled with eager (setting `parity_check`)."""
     parity_failures: int = 0
     """Structures that run eager because they differed from it."""
+    measured_eager: int = 0
+    """Structures that run eager because it is faster (setting `measure`)."""
     dynamo_seconds: float = 0.0
     """Tracing, and putting the result together."""
     inductor_seconds: float = 0.0

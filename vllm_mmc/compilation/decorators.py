@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 
 import torch
 import torch.nn as nn
+from torch.compiler import is_compiling
 from vllm.compilation import backends
 from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import (
@@ -236,7 +237,7 @@ def _compile_class(cls: _C, spec: RegionSpec, enable_if: EnableIf | None) -> _C:
         _init_region(self, vllm_config, enable_if)
 
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self.do_not_compile or torch.compiler.is_compiling():
+        if self.do_not_compile or is_compiling():
             return self.forward(*args, **kwargs)
         if is_forward_context_available() and get_forward_context().skip_compiled:
             return self.forward(*args, **kwargs)
@@ -246,7 +247,7 @@ def _compile_class(cls: _C, spec: RegionSpec, enable_if: EnableIf | None) -> _C:
             shared = self._mmc_shared_graph = shared_graph(
                 self, _tagged(spec, *self._mmc_tag), self.vllm_config
             )
-        return shared(self, (args, kwargs), self.vllm_config)
+        return shared.call(self, args, kwargs, self.vllm_config)
 
     setattr(cls, _SPEC, (spec, enable_if))
     if spec.shape_invariants is not None:

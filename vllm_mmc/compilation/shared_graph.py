@@ -9,7 +9,7 @@ from it at run time, so one function serves every module of equal structure.
 import functools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +24,7 @@ from vllm_mmc.cache import store
 from vllm_mmc.cache.entry import Entry, entry_for
 from vllm_mmc.cache.key import environment_digest
 from vllm_mmc.compat import dynamo, garbage, inductor_threads, symbols
-from vllm_mmc.compilation import captured_globals, compiler, errors, parity
+from vllm_mmc.compilation import captured_globals, compiler, errors, measure, parity
 from vllm_mmc.compilation.arguments import (
     Arguments,
     Signature,
@@ -52,7 +52,11 @@ class SharedGraph:
     """
 
     def __init__(
-        self, spec: RegionSpec, structure: Structure, settings: Settings
+        self,
+        spec: RegionSpec,
+        structure: Structure,
+        settings: Settings,
+        measures: bool = False,
     ) -> None:
         self.spec = spec
         self.structure = structure
@@ -60,6 +64,12 @@ class SharedGraph:
         self.parity_check = settings.parity_check
         if self.parity_check == "auto":
             self.parity_check = "first" if spec.surveyed else "off"
+        self._has_invariants = spec.shape_invariants is not None
+        self.measured: str | None = None
+        """What a measurement has shown, if there was one."""
+        self._measures = measures
+        self._observes = measures or self.parity_check == "all"
+        """Whether a known call is compared with eager, or noted for a measurement."""
         self.shareable = True
         self.eager: str | None = None
         """Why all of it runs eager, if it does."""
@@ -75,6 +85,8 @@ class SharedGraph:
         """Of `forward`, from the first call on."""
         self._frame: Signature | None = None
         """Of what is traced."""
+        self._locals: Callable[..., dict[str, Any]] = dict
+        """`locals` of that."""
         self._compared: set[tuple[int, int]] = set()
         self._scope: dict[str, Any] = {}
         self._captured: dict[str, str] = {}
@@ -88,24 +100,36 @@ class SharedGraph:
         """May another instance of this structure use these graphs now?"""
         return self.shareable and captured_globals.same(self._captured, self._scope)
 
-    def __call__(
-        self, module: nn.Module, arguments: Arguments, vllm_config: VllmConfig
+    def call(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        vllm_config: VllmConfig,
     ) -> Any:
-        """Run `module` on `arguments`, compiled where that is possible."""
-        args, kwargs = arguments
-        self.spec.check_invariants(args, kwargs)
+        """Run `module` on its arguments, compiled where that is possible.
+
+        Each layer of each request comes through here, and a known call goes no further:
+        benchmarks/call_overhead.py says what it costs.
+        """
+        if self._has_invariants:
+            self.spec.check_invariants(args, kwargs)
         bounds = buckets.current()
         span = None if bounds is None else bounds.range
-        if self._frame is not None:
-            f_locals = self._frame.locals(module, arguments)
-            for accepts, run in self._graphs.get(span, ()):
+        if graphs := self._graphs.get(span):
+            given = module, *args
+            f_locals = self._locals(*given, **kwargs)
+            for accepts, run in graphs:
                 if accepts(f_locals):
-                    if self.parity_check == "all":
-                        return self._compared_with_eager(run, module, arguments, span)
-                    return self._run(run, module, arguments, span)
+                    if self._observes:
+                        return self._observed(run, module, (args, kwargs), span)
+                    try:
+                        return run(*given, **kwargs)
+                    except Exception as error:
+                        return self._rescued(error, run, module, (args, kwargs), span)
         if self.eager is not None:
             return self.spec.forward(module)(*args, **kwargs)
-        return self._call_unknown(module, arguments, vllm_config, span)
+        return self._call_unknown(module, (args, kwargs), vllm_config, span)
 
     def _run(
         self,
@@ -117,13 +141,25 @@ class SharedGraph:
         args, kwargs = arguments
         try:
             return run(module, *args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            # If eager raises too, it is the caller's error, and the graph is right.
-            output = self.spec.forward(module)(*args, **kwargs)
-            self._drop(run, error, arguments, span)
-            return output
+            return self._rescued(error, run, module, arguments, span)
+
+    def _rescued(
+        self,
+        error: Exception,
+        run: CompiledFn,
+        module: nn.Module,
+        arguments: Arguments,
+        span: buckets.Range | None,
+    ) -> Any:
+        """The eager output of a call whose graph has raised `error`."""
+        if isinstance(error, torch.OutOfMemoryError):
+            raise error
+        # If eager raises too, it is the caller's error, and the graph is right.
+        args, kwargs = arguments
+        output = self.spec.forward(module)(*args, **kwargs)
+        self._drop(run, error, arguments, span)
+        return output
 
     def _drop(
         self,
@@ -170,10 +206,11 @@ class SharedGraph:
             self._frame = Signature(
                 self.spec.traced(module).__func__, follow_wrapped=False
             )
+            self._locals = self._frame.locals
         for given in (arguments, self._canonical(self._signature, arguments)):
             if (run := self._known(self._frame, module, given, span)) is not None:
-                if self.parity_check == "all":
-                    return self._compared_with_eager(run, module, given, span)
+                if self._observes:
+                    return self._observed(run, module, given, span)
                 return self._run(run, module, given, span)
         with compiler.LOCK:
             run = self._known(self._frame, module, given, span) or self._obtain(
@@ -183,7 +220,7 @@ class SharedGraph:
         if run is None:
             args, kwargs = arguments
             return self.spec.forward(module)(*args, **kwargs)
-        return self._compared_with_eager(run, module, given, span)
+        return self._observed(run, module, given, span, first=True)
 
     def _canonical(self, signature: Signature, arguments: Arguments) -> Arguments:
         views: dict[int, torch.Tensor] = {}
@@ -207,7 +244,8 @@ class SharedGraph:
         arguments: Arguments,
         span: buckets.Range | None,
     ) -> CompiledFn | None:
-        f_locals = frame.locals(module, arguments)
+        args, kwargs = arguments
+        f_locals = frame.locals(module, *args, **kwargs)
         with dynamo.modes_ignored():
             for accepts, run in self._graphs.get(span, ()):
                 if accepts(f_locals):
@@ -392,7 +430,30 @@ class SharedGraph:
         self.failure = f"it cannot be compiled. {errors.explain(error)}"
         logger.warning("%s runs eager: %s", self.spec.name, self.failure)
 
-    # ------------------------------------------------------------ parity
+    # ------------------------------------------------------------ observed calls
+
+    def _observed(
+        self,
+        run: CompiledFn,
+        module: nn.Module,
+        arguments: Arguments,
+        span: buckets.Range | None,
+        first: bool = False,
+    ) -> Any:
+        if self._measures:
+            measure.note(self, run, self.spec.forward(module), module, *arguments)
+        if first or self.parity_check == "all":
+            return self._compared_with_eager(run, module, arguments, span)
+        return self._run(run, module, arguments, span)
+
+    def settle(self, measured: str, *, eager: bool) -> None:
+        """Take note of a measurement; with `eager` all runs eager from now on."""
+        self.measured = measured
+        self._measures = False
+        self._observes = self.parity_check == "all"
+        if eager:
+            self.eager = measured
+            self._graphs.clear()
 
     def _compared_with_eager(
         self,
@@ -410,13 +471,8 @@ class SharedGraph:
         eager = self.spec.forward(module)
         try:
             output, expected, difference = parity.compare(run, eager, module, arguments)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            args, kwargs = arguments
-            expected = eager(*args, **kwargs)  # or it is the caller's error
-            self._drop(run, error, arguments, span)
-            return expected
+            return self._rescued(error, run, module, arguments, span)
         if difference is None:
             return output
         counters.parity_failures += self.eager is None
@@ -468,7 +524,9 @@ def shared_graph(
             return found
         counters.structures += 1
         compilation_counter.num_models_seen += 1
-        made = SharedGraph(spec, structure, Settings.of(vllm_config))
+        made = SharedGraph(
+            spec, structure, Settings.of(vllm_config), measure.wanted(vllm_config)
+        )
         if found is None or found.shareable:
             _structures[key] = made
         return made

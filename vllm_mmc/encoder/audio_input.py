@@ -95,7 +95,7 @@ class AudioValidationMixin(BaseProcessingInfo):
         self, x: npt.NDArray[np.floating], rate: Any, index: int
     ) -> npt.NDArray[np.floating]:
         valid = isinstance(rate, Real) and 1 <= float(rate) < math.inf
-        resampler = self.data_parser.audio_resampler
+        resampler = symbols.RESAMPLER.of(self.data_parser)
         if not valid or resampler.target_sr is None:
             allowed = "a rate in Hz of at least 1" if not valid else "no rate"
             raise ValueError(

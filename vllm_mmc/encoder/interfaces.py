@@ -21,6 +21,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
 
 from vllm_mmc.compat import symbols
+from vllm_mmc.compilation import measure
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters, table
 from vllm_mmc.compilation.decorators import should_torch_compile_mm_encoder
@@ -229,7 +230,11 @@ class SupportsCompiledEncoder(SupportsMultiModal):
         """Compile, or load, every graph that a request can need."""
         # There is none on another pipeline rank, or with a limit of 0 items.
         encoders = [m for m in self.modules() if isinstance(m, CompiledEncoder)]
-        with torch.inference_mode(), override_forward_context(None):
+        with (
+            torch.inference_mode(),
+            override_forward_context(None),
+            measure.at_warmup(),
+        ):
             for encoder in encoders:
                 for tokens in encoder.encoder_shapes.warmup_sizes():
                     self.run_dummy_encoder(encoder, tokens)

@@ -17,6 +17,7 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from vllm_mmc.cache import key as cache
+from vllm_mmc.compilation import measure
 from vllm_mmc.compilation.attached import attach
 from vllm_mmc.compilation.structure import class_digest
 from vllm_mmc.encoder import dummy_inputs
@@ -79,8 +80,9 @@ def compile_by_survey(
         else:
             how = f"surveyed at an earlier start ({file})"
         attach_regions(towers, found, vllm_config)
-        for call in calls:
-            call()
+        with measure.at_warmup():
+            for call in calls:
+                call()
     logger.info(
         "%s, encoder %s: %s",
         type(model).__name__,

@@ -22,6 +22,9 @@ from vllm_mmc.sizes.log import shape_log
 Range = tuple[int, int]
 """First and last number of packed tokens, both included."""
 
+MEASURED_TOKENS = 1024
+"""At most so many packed tokens are timed: calls of few tokens only show the host."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -68,6 +71,7 @@ class TokenBuckets:
         self.limit = limit
         self.step = step
         self.encoder = encoder
+        self.measures = settings.measure == "warmup"
         self.log = shape_log(settings.log_shapes_interval)
         for size in self.sizes:
             self._require("compile_sizes", size, size)
@@ -96,6 +100,8 @@ class TokenBuckets:
     def warmup_sizes(self) -> list[int]:
         """The smallest input, and one input for every graph that a request can need.
 
+        With the setting `measure`, also one large enough to tell which way is faster.
+
         Use a size above the minimum of a graph: a dimension of size 1 has an arbitrary
         stride, so its call signature would not match later calls.
         """
@@ -111,15 +117,17 @@ class TokenBuckets:
             if within and not any(first <= size <= last for first, last in spans):
                 sizes.add(size)
                 break
+        if self.measures:
+            most = min(MEASURED_TOKENS, self.limit or MEASURED_TOKENS)
+            sizes.add(max(most // step, 1) * step)
         return sorted(sizes)
 
 
 _current: ContextVar[TokenRange | None] = ContextVar("encoder_bounds", default=None)
 
 
-def current() -> TokenRange | None:
-    """The bounds of the encoder call that is running; None outside of a call."""
-    return _current.get()
+current: Callable[[], TokenRange | None] = _current.get
+"""The bounds of the encoder call that is running; None outside of a call."""
 
 
 def encoder_forward(
