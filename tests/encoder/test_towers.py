@@ -41,12 +41,13 @@ TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 16 * 2**-8}
 
 
 # Ten seconds and more each: conformers whose graphs depend on remainders of lengths,
-# and windows of pictures of any height and width.
+# windows of pictures of any height and width, and many kinds of small blocks.
 HEAVY = {
     "cohere_asr",
     "deepencoder_sam",
     "fireredasr2",
     "gemma3n_audio",
+    "gemma3n_vision",
     "gemma4_audio",
     "granite_speech",
     "granite_speech_plus",
