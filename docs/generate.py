@@ -151,8 +151,7 @@ vLLM's own class serves these, with no change.
 ## Cannot be tested here
 
 These are registered for a survey, like those above, but their encoders cannot be built
-or run where the tests run: on CPU, without optional packages. No test stands behind
-them.
+or run where the tests run, on CPU. No test stands behind them.
 
 | architecture | why |
 |---|---|

@@ -96,7 +96,7 @@ CENSUS: Mapping[str, tuple[str, ...]] = {
     "MiDashengLMModel": ("midashenglm",),
     "MiMoV2OmniForCausalLM": ("mimo_vision", "mimo_vision_windows", "mimo_audio"),
     "MiniCPMO": ("idefics2", "minicpmo_audio"),
-    "MiniCPMV": ("idefics2",),
+    "MiniCPMV": ("idefics2", "minicpmv2"),
     "MiniCPMV4_6ForConditionalGeneration": ("idefics2",),
     "MiniCPMV4_7ForConditionalGeneration": ("idefics2",),
     "MiniMaxM3SparseForConditionalGeneration": ("minimax_m3",),
@@ -189,7 +189,6 @@ REMARKS: Mapping[str, str] = {
     "MiniCPMO": (
         "its vision tower is surveyed; the checkpoint of the tests takes no pictures"
     ),
-    "MiniCPMV": "version 2.0 has a tower of timm's, which is not installed here",
     "MiniCPMV4_6ForConditionalGeneration": (
         "the attention that merges windows between two blocks has no tower test"
     ),

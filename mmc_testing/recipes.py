@@ -4,7 +4,13 @@
 
 from dataclasses import replace
 
-from mmc_testing import audio_recipes, gemma_recipes, remote_recipes, vision_recipes
+from mmc_testing import (
+    audio_recipes,
+    gemma_recipes,
+    more_recipes,
+    remote_recipes,
+    vision_recipes,
+)
 from mmc_testing.writer import Recipe, write
 
 __all__ = ["RECIPES", "Recipe", "write"]
@@ -14,6 +20,7 @@ RECIPES: dict[str, Recipe] = {
     **gemma_recipes.RECIPES,
     **remote_recipes.RECIPES,
     **audio_recipes.RECIPES,
+    **more_recipes.RECIPES,
 }
 
 # The same checkpoints, run by the classes of transformers.

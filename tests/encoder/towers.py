@@ -15,6 +15,7 @@ from tests.encoder import (
     towers_conformers,
     towers_fixed,
     towers_native,
+    towers_timm,
 )
 from tests.encoder.tower import Call, Tower, run, tower_config
 from vllm_mmc.catalog import REWRITES
@@ -34,6 +35,7 @@ TOWERS: dict[str, Tower] = (
     | towers_native.TOWERS
     | towers_audio.TOWERS
     | towers_conformers.TOWERS
+    | towers_timm.TOWERS
 )
 
 
@@ -60,14 +62,6 @@ CANNOT: dict[str, str] = {
     "(triton_prefill_attention.py:270); `mimo_vision` has full attention only.",
     "dots3_note": "vllm.models.dots3_note raises ImportError: it imports the CUDA "
     "FlashAttention extension (dots3_note/nvidia/attention.py).",
-    "gemma3n_vision": "Hugging Face's TimmWrapperModel raises ImportError: its "
-    "MobileNetV5 is timm's, which is not installed.",
-    "deepseek_vl2": "DeepseekVLV2ForCausalLM raises ImportError where it makes its "
-    "tower, a timm model, and timm is not installed (deepseek_vl2.py:434).",
-    "openvla": "PrismaticVisionBackbone raises ImportError: its two towers are timm "
-    "models, and timm is not installed (openvla.py:130).",
-    "kanana_v": "vllm.model_executor.models.kanana_v raises ModuleNotFoundError: it "
-    "imports timm, which is not installed (kanana_v.py:12).",
     "llama_nemotron_nano_vl": "LlamaNemotronVLChatModel makes its tower from code in "
     "the checkpoint's repository, which is not here (nemotron_vl.py).",
     "voxtral_realtime": "WhisperCausalEncoder attends through the decoder's KV cache "

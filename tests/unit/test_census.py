@@ -29,7 +29,6 @@ CANNOT_IMPORT = {
     "Dots3NoteForCausalLM": "flash_attn",
     "Dots3NoteMTPModel": "flash_attn",
     "FunASRForConditionalGeneration": "torchaudio",
-    "KananaVForConditionalGeneration": "timm",
     "MiDashengLMModel": "torchaudio",
     "Terratorch": "terratorch",
 }
