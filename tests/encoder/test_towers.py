@@ -42,7 +42,8 @@ BACKENDS = [
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 16 * 2**-8}
 
 
-# Ten seconds and more each: windows of pictures of any height and width, and many kinds of small blocks.
+# Ten seconds and more each: windows of pictures of any height and width, and many kinds
+# of small blocks.
 HEAVY = {"deepencoder_sam", "gemma3n_vision"}
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ())
