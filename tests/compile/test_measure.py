@@ -260,7 +260,7 @@ def test_after_the_warm_up_of_an_encoder() -> None:
             return self.block(x(tokens))
 
     class Model(nn.Module):
-        encoder_survey = None
+        encoder_report = None
         run_dummy_encoder = SupportsCompiledEncoder.run_dummy_encoder
 
         def __init__(self) -> None:

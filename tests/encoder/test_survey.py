@@ -24,7 +24,7 @@ from vllm_mmc.compilation.attached import detach
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.structure import structure_of
-from vllm_mmc.encoder.model import install
+from vllm_mmc.encoder.model import attach_regions
 from vllm_mmc.encoder.survey import Survey, survey
 
 WIDTH = 8
@@ -83,7 +83,7 @@ def compiled(
     tower: nn.Module, config: VllmConfig, calls: Sequence[tuple[Any, ...]] = SIZES
 ) -> Survey:
     found = surveyed(tower, calls)
-    install(tower, found, config)
+    attach_regions(tower, found, config)
     return found
 
 

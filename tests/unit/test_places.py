@@ -41,7 +41,7 @@ BESIDE = {
     "audioflamingo3": 1,
     "qwen2_5_omni": 3,
     "qwen3_omni": 1,
-    "clef_omni": 1,
+    "clef_omni": 2,
     "ultravox": 1,
     "voxtral": 1,
     "kimi_audio": 2,
@@ -49,9 +49,13 @@ BESIDE = {
     "minicpmo": 3,
 }
 # A new surveyed family has its recipe alone. These are picked out by a benchmark, by
-# tests of one recipe, or to be run by the classes of transformers as well.
+# tests of one recipe, by classes that are exchanged first, or to be run by the classes of
+# transformers as well.
 PICKED = {
+    "fireredasr2": 2,
     "gemma3": 1,
+    "gemma3n": 1,
+    "gemma4": 1,
     "gemma4_audio": 1,
     "internvl": 1,
     "llava_clip": 1,

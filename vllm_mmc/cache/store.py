@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping
@@ -239,18 +240,59 @@ def _save(entry: Entry, made: Made, work_dir: Path) -> str | None:
     compiled = made.saveable
     if not hasattr(compiled, "save_compiled_function"):
         return "this backend makes nothing that can be saved"
-    unfinished = root() / f".{entry.directory.name}-{uuid.uuid4().hex[:12]}"
     try:
         compiled.save_compiled_function(str(work_dir / ARTIFACT))
         sources = {
             source.module: text_digest(source.content)
             for source in compiled.source_info().inlined_sources
         }
+        _put(entry, work_dir, sources, made.captured_globals)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    compilation_counter.num_aot_artifacts_saved += 1
+    return None
+
+
+def save_json(entry: Entry, value: Any) -> None:
+    """Keep a value that JSON can hold under the entry's name, for `load_json`.
+
+    Raises:
+        OSError: The cache cannot be written.
+    """
+    if entry.enabled:
+        with tempfile.TemporaryDirectory() as directory:
+            (Path(directory) / ARTIFACT).write_text(json.dumps(value, indent=1))
+            _put(entry, Path(directory), {}, {})
+
+
+def load_json(entry: Entry) -> Any:
+    """What `save_json` has kept; None if there is nothing.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    if not entry.enabled or not entry.directory.exists():
+        return None
+    if (reason := entries.damage(entry.directory)) is not None:
+        raise ValueError(reason)
+    return json.loads((entry.directory / ARTIFACT).read_text())
+
+
+def _put(
+    entry: Entry,
+    work_dir: Path,
+    sources: Mapping[str, str],
+    captured_globals: Mapping[str, str],
+) -> None:
+    """Complete `work_dir` and copy it to the entry's directory."""
+    unfinished = root() / f".{entry.directory.name}-{uuid.uuid4().hex[:12]}"
+    try:
         for name, content in (
             (FACTORS, entry.factors),
             (DETAILS, entry.details),
             (SOURCES, sources),
-            (OUTSIDE, made.captured_globals),
+            (OUTSIDE, captured_globals),
         ):
             (work_dir / name).write_text(json.dumps(content, indent=1, sort_keys=True))
         digests = digests_of(work_dir)
@@ -265,12 +307,8 @@ def _save(entry: Entry, made: Made, work_dir: Path) -> str | None:
         except OSError:
             if entries.damage(entry.directory):
                 raise
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    compilation_counter.num_aot_artifacts_saved += 1
-    return None
 
 
 def _discard(directory: Path) -> None:

@@ -3,8 +3,6 @@
 """Survey the encoder of a whole model, and attach what the survey found."""
 
 import functools
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-import vllm.envs as envs
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
-from vllm_mmc.cache import key as cache
+from vllm_mmc.cache import key, store
+from vllm_mmc.cache.entry import Entry, entry_for
 from vllm_mmc.compilation import measure
 from vllm_mmc.compilation.attached import attach
 from vllm_mmc.compilation.structure import class_digest
@@ -54,7 +52,7 @@ def compile_by_survey(
 ) -> Survey:
     """Survey the encoder of `model`, attach its regions, and run all of them once.
 
-    What a survey found is kept beside the compile cache: another process with the same
+    What a survey found is kept in the compile cache: another process with the same
     model and configuration surveys nothing.
 
     Args:
@@ -67,18 +65,18 @@ def compile_by_survey(
     towers = nn.ModuleDict(
         {name.replace(".", "/"): model.get_submodule(name) for name in roots}
     )
-    file = _file(towers, vllm_config)
-    found = _read(file)
+    entry = _entry(towers, vllm_config)
+    found = _read(entry)
     with torch.inference_mode():
         calls = _calls(embed, vllm_config)
         if not calls:
             return Survey(eager={"the encoder": "it takes no dummy input of vLLM's"})
         if found is None:
             found = survey(towers, calls)
-            _write(file, found)
+            _write(entry, found)
             how = f"surveyed in {time.perf_counter() - start:.2f} s"
         else:
-            how = f"surveyed at an earlier start ({file})"
+            how = f"surveyed at an earlier start ({entry.directory})"
         attach_regions(towers, found, vllm_config)
         with measure.at_warmup():
             for call in calls:
@@ -112,8 +110,8 @@ def _calls(
     return calls
 
 
-def _file(towers: nn.Module, vllm_config: VllmConfig) -> Path:
-    """Where the survey of an encoder is kept."""
+def _entry(towers: nn.Module, vllm_config: VllmConfig) -> Entry:
+    """The entry of the compile cache that the survey of an encoder has."""
     described = [
         (
             name,
@@ -122,34 +120,26 @@ def _file(towers: nn.Module, vllm_config: VllmConfig) -> Path:
         )
         for name, module in towers.named_modules()
     ]
+    code = Path(survey.__code__.co_filename).read_bytes()
     factors = {
-        "environment": cache.environment_digest(vllm_config),
-        "modules": repr(described),
+        "modules": key.sha256(repr(described).encode()),
         "sizes": repr(dummy_inputs.OPTIONS),
-        "survey": cache.sha256(Path(survey.__code__.co_filename).read_bytes()),
+        "survey": key.sha256(code),
     }
-    return cache.root().with_name("vllm_mmc_surveys") / f"{cache.key_of(factors)}.json"
+    return entry_for("Survey", factors, {}, vllm_config, unportable=None, wanted=True)
 
 
-def _read(file: Path) -> Survey | None:
-    if envs.VLLM_DISABLE_COMPILE_CACHE:
-        return None
+def _read(entry: Entry) -> Survey | None:
     try:
-        return Survey.from_json(json.loads(file.read_text()))
-    except FileNotFoundError:
-        return None
+        kept = store.load_json(entry)
+        return None if kept is None else Survey.from_json(kept)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        logger.warning("%s is no survey (%r): surveying again.", file, error)
+        logger.warning("%s is no survey (%r): surveying again.", entry.directory, error)
         return None
 
 
-def _write(file: Path, found: Survey) -> None:
-    if envs.VLLM_DISABLE_COMPILE_CACHE:
-        return
-    unfinished = file.with_suffix(f".{os.getpid()}")
+def _write(entry: Entry, found: Survey) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(found.to_json(), indent=1))
-        unfinished.replace(file)
+        store.save_json(entry, found.to_json())
     except OSError as error:
-        logger.warning("The survey cannot be kept in %s (%r).", file, error)
+        logger.warning("The survey cannot be kept in %s (%r).", entry.directory, error)
