@@ -49,7 +49,7 @@ BESIDE = {
     "minicpmo": 3,
 }
 # A new surveyed family has its recipe alone. These are picked out by a benchmark, by
-# tests of one recipe, by classes that are exchanged first, or to be run by the classes of
+# tests of one recipe or of exchanged classes, or to be run by the classes of
 # transformers as well.
 PICKED = {
     "fireredasr2": 2,
