@@ -30,19 +30,26 @@ from transformers.models.gemma4.configuration_gemma4 import (
     Gemma4AudioConfig,
     Gemma4VisionConfig,
 )
+from transformers.models.glm4v.configuration_glm4v import (
+    Glm4vTextConfig,
+    Glm4vVisionConfig,
+)
+from transformers.models.idefics2.configuration_idefics2 import Idefics2VisionConfig
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from vllm.config import VllmConfig
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from tests.encoder.tower import prepare, tower_config
+from tests.encoder.tower import config, prepare, tower_config
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.encoder.install import EncoderPlan, install
 from vllm_mmc.encoder.model import attach_regions
 from vllm_mmc.encoder.survey import survey
-from vllm_mmc.models.gemma_audio import GEMMA4
+from vllm_mmc.models import gemma_audio
+from vllm_mmc.models import parakeet as parakeet_model
 
+EXCHANGED = gemma_audio.ENCODER_REWRITES | parakeet_model.ENCODER_REWRITES
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16}
@@ -92,6 +99,55 @@ def pixtral_hf(layers: int) -> nn.Module:
     )
 
 
+def intern_vit(layers: int) -> nn.Module:
+    from vllm.model_executor.models.intern_vit import InternVisionModel
+
+    return InternVisionModel(
+        config(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_attention_heads=16,
+            num_hidden_layers=layers,
+            image_size=448,
+            patch_size=14,
+            num_channels=3,
+            norm_type="layer_norm",
+            layer_norm_eps=1e-6,
+            hidden_act="gelu",
+            initializer_factor=0.1,
+            qkv_bias=True,
+            qk_normalization=False,
+        )
+    )
+
+
+def idefics2(layers: int) -> nn.Module:
+    from vllm.model_executor.models.idefics2_vision_model import (
+        Idefics2VisionTransformer,
+    )
+
+    return Idefics2VisionTransformer(
+        Idefics2VisionConfig(
+            **SO400M, num_hidden_layers=layers, image_size=980, patch_size=14
+        )
+    )
+
+
+def moonvit(layers: int) -> nn.Module:
+    from vllm.model_executor.models.moonvit import MoonVitPretrainedModel
+    from vllm.transformers_utils.configs.moonvit import MoonViTConfig
+
+    return MoonVitPretrainedModel(
+        MoonViTConfig(**SO400M, num_hidden_layers=layers, patch_size=14)
+    )
+
+
+def glm4_1v(layers: int) -> nn.Module:
+    from vllm.model_executor.models.glm4_1v import Glm4vVisionTransformer
+
+    return Glm4vVisionTransformer(Glm4vTextConfig(), Glm4vVisionConfig(depth=layers))
+
+
 def gemma4_vision(layers: int) -> nn.Module:
     config = Gemma4VisionConfig(num_hidden_layers=layers)
     return transformers.AutoModel.from_config(config)
@@ -117,6 +173,16 @@ def grid(width: int, rows: int, columns: int) -> Inputs:
 
 def picture_list(height: int, width: int) -> Inputs:
     return ([torch.randn(3, height, width)],), {}
+
+
+def masked(size: int) -> Inputs:
+    mask = torch.ones(1, size // 14, size // 14, dtype=torch.bool)
+    return (torch.randn(1, 3, size, size),), {"patch_attention_mask": mask}
+
+
+def patch_squares(rows: int, columns: int) -> Inputs:
+    sizes = torch.tensor([(rows, columns)])
+    return (torch.randn(rows * columns, 3, 14, 14), sizes), {}
 
 
 def positions(rows: int, columns: int) -> Inputs:
@@ -150,6 +216,16 @@ ENCODERS: dict[str, tuple[Callable[[int], nn.Module], dict[str, Any]]] = {
     "pixtral_hf": (
         pixtral_hf,
         {"256 patches": (picture_list, 256, 256), "1024": (picture_list, 512, 512)},
+    ),
+    "intern_vit": (intern_vit, {"1 tile": (pictures, 448, 1), "4": (pictures, 448, 4)}),
+    "idefics2": (idefics2, {"448 pixels": (masked, 448), "980": (masked, 980)}),
+    "moonvit": (
+        moonvit,
+        {"256 patches": (patch_squares, 16, 16), "1024": (patch_squares, 32, 32)},
+    ),
+    "glm4_1v": (
+        glm4_1v,
+        {"256 patches": (grid, 1176, 16, 16), "1024": (grid, 1176, 32, 32)},
     ),
     "gemma4_vision": (
         gemma4_vision,
@@ -187,7 +263,7 @@ def measure(
     with set_default_torch_dtype(dtype):
         stock = prepare(build(layers))
         ours = build(layers)
-        ours = install(ours, EncoderPlan(classes=GEMMA4), config)
+        ours = install(ours, EncoderPlan(classes=EXCHANGED), config)
         prepare(ours)
     batches = {label: make(spec, dtype) for label, spec in sizes.items()}
     # Also one size more, without which a survey finds nothing that varies.

@@ -2,8 +2,14 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """What `vllm-mmc doctor` says of what an engine has shown."""
 
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
 from vllm_mmc.cli.doctor import diagnosis
 from vllm_mmc.cli.engine import EncoderReport, StructureReport
+from vllm_mmc.cli.main import main
 
 MODEL = "vllm_mmc.models.qwen2_5_vl:CompiledQwen2_5_VLForConditionalGeneration"
 COUNTERS: dict[str, int | float] = {"graphs": 1, "load_seconds": 0.128}
@@ -13,6 +19,28 @@ def text(because: str | None, *structures: tuple[str | None, ...]) -> str:
     states = [StructureReport(*structure) for structure in structures]
     report = EncoderReport(MODEL, because, states, COUNTERS)
     return "\n".join(diagnosis(report))
+
+
+def test_wrong_use_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text_model = tmp_path / "text"
+    LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(text_model)
+    for model, said in {
+        str(tmp_path / "none"): "none: ",
+        str(text_model): "text is not a multimodal model of vLLM",
+    }.items():
+        options = ["--skip-tokenizer-init", "--max-model-len", "64"]
+        assert main(["doctor", model, *options]) == 2
+        (line,) = (
+            line
+            for line in capfd.readouterr().err.splitlines()
+            if line.startswith("vllm-mmc doctor: ")
+        )
+        assert said in line
 
 
 def test_compiled() -> None:

@@ -59,6 +59,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class UsageError(ValueError):
+    """The user asks for what cannot be: one line says what, and what to do."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What starting an engine has shown.
@@ -85,12 +89,29 @@ def start(
         arguments: Those of `vllm serve` that concern the engine.
         compiled: Turn `compile_mm_encoder` on, whatever the arguments say.
         explain: Compile no encoder, but tell what the cache has of it.
+
+    Raises:
+        UsageError: There is no such model, the model is not multimodal, or vLLM
+            refuses an argument.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # not part of any key
-    _engine_args(model, arguments, compiled).create_engine_config()
+    try:
+        config = _engine_args(model, arguments, compiled).create_engine_config()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{model}: {_first_reason(error)}") from error
+    if not config.model_config.is_multimodal_model:
+        raise UsageError(
+            f"{model} is not a multimodal model of vLLM: there is no encoder to compile"
+        )
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(_started, model, arguments, compiled, explain).result()
+
+
+def _first_reason(error: Exception) -> str:
+    errors = getattr(error, "errors", None)  # pydantic's, each with a message
+    text = errors()[0]["msg"] if callable(errors) else str(error)
+    return " ".join(text.split())
 
 
 def _engine_args(model: str, arguments: Sequence[str], compiled: bool) -> Any:

@@ -4,6 +4,7 @@
 
 import argparse
 import ast
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from vllm_mmc.settings import Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run a command; returns the exit status: 2 for a wrong use."""
     parser = argparse.ArgumentParser(
         prog="vllm-mmc", description="Compiled multimodal encoders for vLLM"
     )
@@ -24,11 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.set_defaults(run=run_list)
 
     from vllm_mmc.cli import cache, demo, doctor, profile
+    from vllm_mmc.cli.engine import UsageError
 
     for module in (demo, doctor, profile, cache):
         module.add_parser(commands)
     args = parser.parse_args(argv)
-    status: int = args.run(args)
+    try:
+        status: int = args.run(args)
+    except UsageError as error:
+        print(f"vllm-mmc {args.command}: {error}", file=sys.stderr)
+        return 2
     return status
 
 
