@@ -81,7 +81,7 @@ def test_a_known_call_looks_nothing_up(make: Callable[[], nn.Module]) -> None:
     modules = [make() for _ in range(3)]
     for module in modules:
         module(torch.randn(3, HIDDEN))
-        module(torch.randn(3, HIDDEN), y=torch.randn(3, HIDDEN))
+        module(torch.randn(3, HIDDEN), torch.randn(3, HIDDEN))
     not_wanted = [
         (inspect, "signature"),
         (inspect.Signature, "bind"),
@@ -92,7 +92,7 @@ def test_a_known_call_looks_nothing_up(make: Callable[[], nn.Module]) -> None:
         (shared_graph, "structure_of"),
         (shared_graph.SharedGraph, "_call_unknown"),
     ]
-    x, y = torch.randn(2, 5, HIDDEN).unbind()
+    x, y = torch.randn(5, HIDDEN), torch.randn(5, HIDDEN)
     expected = [Block.forward(module, x, y) for module in modules]
     with contextlib.ExitStack() as stack, counters.expect(graphs=0, rescues=0):
         for place, name in not_wanted:
@@ -102,7 +102,7 @@ def test_a_known_call_looks_nothing_up(make: Callable[[], nn.Module]) -> None:
             stack.enter_context(mock.patch.object(place, name, broken))
         for module, right in zip(modules, expected, strict=True):
             module(x)
-            torch.testing.assert_close(module(x, y=y), right)
+            torch.testing.assert_close(module(x, y), right)
 
 
 def several(self: Any, x: int, /, y: int = 2, *args: int, z: int, w: int = 4) -> None:
