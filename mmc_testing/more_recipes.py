@@ -6,7 +6,6 @@ The extra `dev` of pyproject.toml has these packages.
 """
 
 import functools
-from dataclasses import replace
 from typing import Any
 
 from mmc_testing.gemma_recipes import GEMMA_ROLES, GEMMA_TEMPLATE, GEMMA_TOKENS
@@ -185,7 +184,11 @@ GEMMA3N = Recipe(
     },
     mend=_fill_silent_rows,
     mend_stock=_shrink_mobilenet,  # no fault: vLLM has no setting for a small tower
-    scales={ATTENTION: 2, r"embed_tokens(_per_layer)?\.weight$": 0.3},
+    scales={
+        ATTENTION: 2,
+        r"embed_tokens\.weight$": 0.05,
+        r"embed_tokens_per_layer\.weight$": 0.3,
+    },
     engine_args={"limit_mm_per_prompt": {"image": 2, "audio": 0}},
 )
 
@@ -337,15 +340,6 @@ RECIPES: dict[str, Recipe] = {
         placeholder="<image>",
     ),
     "gemma3n": GEMMA3N,
-    "gemma3n_audio": replace(
-        GEMMA3N,
-        title="Gemma 3n, hearing",
-        modality="audio",
-        placeholder="<audio_soft_token>",
-        samples=([0.3], [3.0], [12.5], [5.0, 0.7]),
-        text="What is said?",
-        engine_args={"limit_mm_per_prompt": {"image": 0, "audio": 2}},
-    ),
     "deepseek_vl2": Recipe(
         "DeepSeek-VL2",
         "DeepseekVLV2ForCausalLM",

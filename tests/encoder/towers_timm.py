@@ -134,7 +134,7 @@ class _Prismatic(nn.Module):
         return self.projector(self.vision_backbone(pixel_values))
 
 
-@TOWERS.add(images(6, 224, 224), BATCHES, {"Block": 6, "PatchEmbed": 2}, graphs=8)
+@TOWERS.add(images(6, 224, 224), BATCHES, {"Block": 6}, graphs=6)
 def openvla(vllm_config: VllmConfig) -> nn.Module:
     return _Prismatic()
 
@@ -182,7 +182,7 @@ class _Kanana(nn.Module):
 @TOWERS.add(
     patches(3 * 2 * 14 * 14, grids=torch.tensor),
     IMAGE_GRIDS,
-    {"Qwen2VisionBlock": 3, "Bottleneck": 4, "ConvNormAct": 4, "LayerNormAct2d": 4},
+    {"Qwen2VisionBlock": 3, "LayerNormAct2d": 4},
     graphs=30,
 )
 def kanana_v(vllm_config: VllmConfig) -> nn.Module:
@@ -198,9 +198,6 @@ def _images(batch: int) -> Inputs:
     _images,
     BATCHES,
     {
-        "MobileAttention": 6,
-        "UniversalInvertedResidual": 6,
-        "ConvNormAct": 4,
         "RmsNormAct2d": 12,
     },
     graphs=30,
