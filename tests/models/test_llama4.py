@@ -248,5 +248,5 @@ def test_encoder_alone(llama4: Path) -> None:
         process_weights_after_loading(tower, model_config, torch.device("cpu"))
         with counters.expect(graphs=3, fallbacks=0), torch.inference_mode():
             actual = tower(pixels)
-            expected = hf.vision_model(pixels).last_hidden_state
+            expected = hf.tower(pixels).last_hidden_state
     assert_close("embeddings", actual, expected, ratio=2e-5)
