@@ -57,6 +57,7 @@ PICKED = {
     "gemma3n": 1,
     "gemma4": 1,
     "gemma4_audio": 1,
+    "glm4_1v": 1,
     "internvl": 1,
     "llava_clip": 1,
     "llava_siglip": 1,
