@@ -37,8 +37,8 @@ BACKENDS = [
     pytest.param("eager", torch.bfloat16, marks=pytest.mark.slow),
     pytest.param("inductor", torch.bfloat16, marks=pytest.mark.slow),
 ]
-# Three layers of width 64. In float32 the attention of this package adds in another order
-# than vLLM's: up to 5.9e-6 (Step3-VL). In bfloat16 Inductor keeps float32 between
+# Three layers of width 64. In float32 the attention of this package adds in another
+# order than vLLM's: up to 5.9e-6 (Step3-VL). In bfloat16 Inductor keeps float32 between
 # operations that it fuses, where eager rounds after each one.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 16 * 2**-8}
 
