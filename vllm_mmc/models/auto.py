@@ -79,7 +79,7 @@ def stock_class(architecture: str) -> Any:
     module, name = symbols.VLLM_MODELS.need()[architecture]
     if not module.startswith("vllm."):
         module = f"vllm.model_executor.models.{module}"
-    return getattr(importlib.import_module(module), name)
+    return _imported(f"{module}:{name}")
 
 
 def _imported(path: str) -> Any:
@@ -101,7 +101,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if "+" in origin:
         module, class_name, _ = origin.split("+")
-        stock = getattr(importlib.import_module(module), class_name)
+        stock = _imported(f"{module}:{class_name}")
     else:
         stock = stock_class(architecture)
     if not supports_multimodal(stock):
