@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 from mmc_testing.gemma_recipes import GEMMA_ROLES, GEMMA_TEMPLATE, GEMMA_TOKENS
+from mmc_testing.vision_recipes import idefics3_config
 from mmc_testing.writer import (
     ATTENTION,
     HIDDEN,
@@ -24,7 +25,6 @@ from mmc_testing.writer import (
     prefixed,
     published_shapes,
     text_sizes,
-    vision_sizes,
 )
 
 
@@ -40,15 +40,7 @@ def _shrink(name: str, **sizes: Any) -> None:
 
 
 def _smolvlm_config(ids: Ids) -> Any:
-    from transformers import SmolVLMConfig
-
-    return SmolVLMConfig(
-        vision_config=vision_sizes(image_size=112, patch_size=14),
-        text_config={"model_type": "llama", **text_sizes(pad_token_id=ids["<pad>"])},
-        image_token_id=ids["<image>"],
-        pad_token_id=ids["<pad>"],
-        scale_factor=2,
-    )
+    return idefics3_config(ids, "SmolVLMConfig")
 
 
 def _smolvlm_processor(tokenizer: Any) -> Any:

@@ -275,10 +275,11 @@ def _internvl_processor(tokenizer: Any) -> Any:
     )
 
 
-def _idefics3_config(ids: Ids) -> Any:
-    from transformers import Idefics3Config
+def idefics3_config(ids: Ids, name: str = "Idefics3Config") -> Any:
+    """Returns the config of Idefics3, or of a class with the same fields."""
+    import transformers
 
-    return Idefics3Config(
+    return getattr(transformers, name)(
         vision_config=vision_sizes(image_size=112, patch_size=14),
         text_config={"model_type": "llama", **text_sizes(pad_token_id=ids["<pad>"])},
         image_token_id=ids["<image>"],
@@ -493,7 +494,7 @@ RECIPES: dict[str, Recipe] = {
     "idefics3": Recipe(
         "Idefics 3",
         "Idefics3ForConditionalGeneration",
-        config=_idefics3_config,
+        config=idefics3_config,
         special_tokens=(
             *LLAMA_TOKENS,
             "<fake_token_around_image>",
