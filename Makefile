@@ -21,7 +21,7 @@ export PYTHONPATH := $(abspath $(FRONT))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-engines test-rest test-slow record lint docs bench clean
+.PHONY: help setup demo check test test-one test-two test-slow record lint docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,16 +37,17 @@ FAMILY := minicpmo
 check: $(READY) $(OTHER) ## while you write, in two minutes: no engine, one family
 	$(BIN)/pytest tests/unit tests/models/test_$(FAMILY).py
 
-test: $(READY) $(OTHER) ## the tests, VLLM=0.31.0 with that release: engines beside others
-	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-engines test-rest
+test: $(READY) $(OTHER) ## the tests, VLLM=0.31.0 with that release: two halves at once
+	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-one test-two
 
-ENGINES := tests/e2e tests/compile/test_multimodal_compile.py
+# Halves that take about the same time. The first has the engines and servers.
+ONE := tests/e2e tests/compile/test_multimodal_compile.py tests/attention tests/cache tests/layers
 
-test-engines: $(READY)
-	$(BIN)/pytest $(ENGINES)
+test-one: $(READY)
+	$(BIN)/pytest $(ONE)
 
-test-rest: $(READY)
-	$(BIN)/pytest $(ENGINES:%=--ignore=%)
+test-two: $(READY)
+	$(BIN)/pytest $(ONE:%=--ignore=%)
 
 test-slow: $(READY) ## the heavy cases that `make test` leaves out
 	$(BIN)/pytest -m slow
