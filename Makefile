@@ -25,7 +25,7 @@ export PYTHONPATH := $(abspath $(FRONT))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow record lint docs bench clean
+.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow record upstream lint docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,9 @@ test-slow: $(READY) ## the heavy cases that `make test` leaves out
 record: $(READY) ## all tests, hours of them, and what passed into docs/
 	$(BIN)/pytest -m 'slow or not slow' --record docs/test-results.json
 	$(BIN)/python docs/generate.py
+
+upstream: $(READY) $(OTHER) ## each finding for vLLM, before and after its patch
+	$(BIN)/python upstream/check.py
 
 lint: $(READY) ## style, types, import rules
 	$(BIN)/ruff check

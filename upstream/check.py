@@ -40,6 +40,14 @@ OPERATORS = {"0.33.0": "0.32.0"}
 """Release without a wheel for CPU -> the release whose operators its Python runs on."""
 LIMIT = 240
 """Seconds for one script. It needs some; a busy machine may need more."""
+PRELOADED = (
+    "torch._dynamo.aot_compile",
+    "torch._inductor.compile_fx",
+    "transformers.modeling_utils",
+    "transformers.processing_utils",
+    *("fastapi", "openai.types.responses", "pytest", "scipy.signal", "uvloop"),
+)
+"""What vLLM imports of others: most of the time of an import."""
 FORK = multiprocessing.get_context("fork")
 
 WRONG, RIGHT = "wrong", "right"
@@ -262,8 +270,11 @@ def _child(script: Path, copy: Path, scratch: Path, said: Path) -> None:
 def check(finding: Finding, package: Path) -> Result:
     """All runs of one finding. `needs` adds those of the pair."""
 
-    def result(state: str, detail: str, surprise: bool = False) -> Result:
-        return Result(finding.name, state, detail, surprise)
+    def result(state: str, detail: str) -> Result:
+        return Result(finding.name, state, detail)
+
+    def surprise(what: str, output: str) -> Result:
+        return Result(finding.name, "?", f"{what}:\n{output}", surprise=True)
 
     with copied(package) as copy:
         repro, test = finding.folder / "repro.py", finding.folder / "test.py"
@@ -271,20 +282,20 @@ def check(finding: Finding, package: Path) -> Result:
         if before.passed:
             return result(RIGHT, f"without a patch: {before.last}")
         if before.status is None or "Traceback (most recent" in before.output:
-            return result("?", f"repro.py does not work:\n{before.output}", True)
+            return surprise("repro.py does not work", before.output)
         if finding.patch is None:
             return result(WRONG, f"no patch: {before.last}")
-        if (tested := run(test, copy)).status != 1:
-            said = f"test.py does not fail without the patch:\n{tested.output}"
-            return result("?", said, True)
-        if said := apply(finding.patch, copy):
-            return result("?", f"change.patch does not apply:\n{said}", True)
+        tested = run(test, copy)
+        if tested.status != 1:
+            return surprise("test.py does not fail without the patch", tested.output)
+        if (said := apply(finding.patch, copy)) is not None:
+            return surprise("change.patch does not apply", said)
         for script in (repro, test):
-            if not (after := run(script, copy)).passed:
-                said = f"{script.name} fails with the patch:\n{after.output}"
-                return result("?", said, True)
-        if finding.needs and (said := check_pair(finding, package, copy)):
-            return result("?", said, True)
+            after = run(script, copy)
+            if not after.passed:
+                return surprise(f"{script.name} fails with the patch", after.output)
+        if finding.needs and (said := check_pair(finding, package, copy)) is not None:
+            return surprise("pair.py", said)
         return result(WRONG, f"the patch mends it: {before.last}")
 
 
@@ -329,22 +340,14 @@ def digests(package: Path, series: list[Finding]) -> dict[str, str]:
 
 
 def preload() -> None:
-    """What vLLM imports of others: most of the time of an import."""
+    """The environment of all runs, and the packages that they share."""
     os.environ |= {
         "VLLM_PLUGINS": "",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
-    sys.dont_write_bytecode = True
-    for name in (
-        "torch._dynamo.aot_compile",
-        "torch._inductor.compile_fx",
-        "transformers.modeling_utils",
-        "transformers.processing_utils",
-        *("fastapi", "openai.types.responses", "pytest", "scipy.signal", "uvloop"),
-    ):
+    for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     assert "vllm" not in sys.modules
