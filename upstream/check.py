@@ -126,9 +126,14 @@ def findings() -> dict[str, Finding]:
 # ---------------------------------------------------------------- the page
 
 
+def recorded() -> dict[str, dict[str, str]]:
+    """Release -> finding -> its state, as the last `--record` has found it."""
+    return json.loads(STATES.read_text()) if STATES.exists() else {}
+
+
 def readme() -> str:
     """README.md, from each pr.md and states.json."""
-    states = json.loads(STATES.read_text())
+    states = recorded()
     bundles: dict[str, list[Finding]] = {}
     for finding in findings().values():
         bundles.setdefault(finding.bundle, []).append(finding)
@@ -312,11 +317,8 @@ def check_pair(finding: Finding, package: Path, patched: Path) -> str | None:
     both = run(pair, patched)
     if without.passed and alone.status == 1 and both.passed:
         return None
-    outputs = "\n".join(one.output for one in (without, alone, both))
-    return (
-        f"pair.py: without {without.status}, alone {alone.status}, both {both.status}\
-\n{outputs}"
-    )
+    statuses = f"without {without.status}, alone {alone.status}, both {both.status}"
+    return "\n".join((statuses, *(one.output for one in (without, alone, both))))
 
 
 def check_together(series: list[Finding], package: Path) -> list[Result]:
@@ -353,6 +355,16 @@ def preload() -> None:
     assert "vllm" not in sys.modules
 
 
+def told(one: Result, release: str, states: dict[str, dict[str, str]]) -> Result:
+    """Print it, and that it is fixed upstream if an older release is wrong."""
+    print(f"{one.finding:32} {one.state:6} {one.detail}", flush=True)
+    older = [of.get(one.finding) for name, of in states.items() if name < release]
+    if one.state == RIGHT and WRONG in older:
+        print(f"{'':32} fixed upstream in this release; so hooks of ours may go:")
+        print(f"{'':32} grep -r upstream/{one.finding} vllm_mmc/compat")
+    return one
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="FINDING", help="default: all")
@@ -368,30 +380,25 @@ def main() -> int:
     release = release_of(package)
     print(f"vLLM {release} in {package.parent}", flush=True)
 
+    states = recorded()
+    known = states.get(release, {})
     preload()
     before = digests(package, series)
     jobs = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(jobs, mp_context=FORK) as pool:
-        results = list(pool.map(check, series, [package] * len(series)))
-    results += check_together(series, package)
+        runs = pool.map(check, series, [package] * len(series))
+        results = [told(one, release, states) for one in runs]
+    results += [told(one, release, states) for one in check_together(series, package)]
     if digests(package, series) != before:
         results.append(Result("", "?", "the installed files have changed", True))
-
-    states = json.loads(STATES.read_text()) if STATES.exists() else {}
-    known = states.get(release, {})
-    for one in results:
-        print(f"{one.finding:32} {one.state:6} {one.detail}")
-        if one.state == RIGHT and any(
-            of.get(one.finding) == WRONG for r, of in states.items() if r < release
-        ):
-            print(f"{'':32} fixed upstream in this release; so hooks of ours may go:")
-            print(f"{'':32} grep -r upstream/{one.finding} vllm_mmc/compat")
+        told(results[-1], release, states)
     changed = [
         one.finding
         for one in results
         if one.finding in known and known[one.finding] != one.state
     ]
     if options.record and not any(one.surprise for one in results):
+        states = recorded()  # another release may have been recorded meanwhile
         known = {**known, **{one.finding: one.state for one in results}}
         states[release] = {n: known[n] for n in sorted(known) if n in everything}
         states = {r: states[r] for r in sorted(states)}
