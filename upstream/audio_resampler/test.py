@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""For tests/multimodal/test_audio.py of vLLM."""
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM project
+"""For tests/multimodal/test_audio.py."""
 
 import importlib.util
 import sys
