@@ -45,7 +45,13 @@ def main() -> int:
     manager.graph_hits = manager.graph_misses = 0
     manager.log_stats_interval, manager.graph_pool = 100, "captured"
     runner = EncoderRunner(
-        manager.model, 64, 8, EncoderCache(), torch.float32, torch.device("cpu"), manager
+        manager.model,
+        64,
+        8,
+        EncoderCache(),
+        torch.float32,
+        torch.device("cpu"),
+        manager,
     )
     embeds, grid = torch.randn(4, 8), torch.tensor([[1, 4, 4]])
     (item,) = MultiModalKwargsItems.from_hf_inputs(

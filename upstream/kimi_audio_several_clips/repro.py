@@ -37,9 +37,9 @@ def main() -> int:
             said.append(f"two lengths are {'right' if right else 'wrong'}")
 
         tokens, audio = torch.tensor([1, 2, 2, 1, 1, 2, 2]), torch.randn(2, 2, 16)
-        found = model.embed_input_ids(
-            tokens, list(audio), is_multimodal=tokens == 2
-        )[tokens == 2].view(2, 2, 16)
+        found = model.embed_input_ids(tokens, list(audio), is_multimodal=tokens == 2)[
+            tokens == 2
+        ].view(2, 2, 16)
         expected = (audio + model.language_model.model.embed_tokens.weight[2]) * 2**0.5
         heard = [torch.allclose(*pair) for pair in zip(found, expected, strict=True)]
         said.append(f"of two clips, heard: {sum(heard)}")

@@ -30,7 +30,9 @@ def compiled(f: Callable[..., Any], *inputs: torch.Tensor) -> tuple[Any, int]:
 
         return Count(graph).run
 
-    return torch.compile(f, backend=backend, fullgraph=True)(*inputs), complex_operations
+    return torch.compile(f, backend=backend, fullgraph=True)(
+        *inputs
+    ), complex_operations
 
 
 def llama4() -> tuple[Callable[..., Any], list[torch.Tensor]]:
@@ -61,7 +63,9 @@ def main() -> int:
             f, inputs = make()
             found, operations = compiled(f, *inputs)
             equal = all(map(torch.allclose, found, f(*inputs)))
-            said.append(f"{name}: {operations}, {'equal to eager' if equal else 'wrong'}")
+            said.append(
+                f"{name}: {operations}, {'equal to eager' if equal else 'wrong'}"
+            )
             broken |= operations > 0 or not equal
     print(f"complex operations in a compiled rotary embedding: {'; '.join(said)}")
     return int(broken)
