@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""A clip's embeddings from Qwen3's audio encoder depend on its batch. Exit status 0: no.
+"""Embeddings of Qwen3's audio encoder depend on the batch. Exit status 0: they do not.
 
 Clips of 41 and of 100 frames (1 s) are encoded alone and together.
 """
