@@ -45,13 +45,13 @@ def main() -> int:
     manager.graph_hits = manager.graph_misses = 0
     manager.log_stats_interval, manager.graph_pool = 100, "captured"
     runner = EncoderRunner(
-        manager.model,
-        64,
-        8,
-        EncoderCache(),
-        torch.float32,
-        torch.device("cpu"),
-        manager,
+        model=manager.model,
+        max_num_tokens=64,
+        hidden_size=8,
+        encoder_cache=EncoderCache(),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        cudagraph_manager=manager,
     )
     embeds, grid = torch.randn(4, 8), torch.tensor([[1, 4, 4]])
     (item,) = MultiModalKwargsItems.from_hf_inputs(

@@ -8,6 +8,7 @@ own, as in eager mode. Counted are the operations whose result is complex.
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,23 +17,21 @@ from vllm.config import VllmConfig, set_current_vllm_config
 
 def compiled(f: Callable[..., Any], *inputs: torch.Tensor) -> tuple[Any, int]:
     """The result of f, compiled, and its number of complex operations."""
-    complex_operations = 0
+    operations = 0
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
         class Count(torch.fx.Interpreter):
             def run_node(self, node: torch.fx.Node) -> Any:
-                nonlocal complex_operations
+                nonlocal operations
                 out = super().run_node(node)
                 if node.op.startswith("call") and isinstance(out, torch.Tensor):
                     view = out._is_view()
-                    complex_operations += out.is_complex() and not view
+                    operations += out.is_complex() and not view
                 return out
 
         return Count(graph).run
 
-    return torch.compile(f, backend=backend, fullgraph=True)(
-        *inputs
-    ), complex_operations
+    return torch.compile(f, backend=backend, fullgraph=True)(*inputs), operations
 
 
 def llama4() -> tuple[Callable[..., Any], list[torch.Tensor]]:
@@ -40,7 +39,7 @@ def llama4() -> tuple[Callable[..., Any], list[torch.Tensor]]:
     from vllm.model_executor.models import mllama4
 
     # The dtype that the model asks for is part of what is shown.
-    source = open(mllama4.__file__).read()
+    source = Path(mllama4.__file__).read_text()
     dtype = torch.complex64 if "dtype=torch.complex64" in source else torch.float32
     parameters = {"rope_type": "mllama4", "rope_theta": 10000}
     parameters["partial_rotary_factor"] = 0.5
@@ -63,9 +62,7 @@ def main() -> int:
             f, inputs = make()
             found, operations = compiled(f, *inputs)
             equal = all(map(torch.allclose, found, f(*inputs)))
-            said.append(
-                f"{name}: {operations}, {'equal to eager' if equal else 'wrong'}"
-            )
+            said.append(f"{name}: {operations}, {'right' if equal else 'wrong'}")
             broken |= operations > 0 or not equal
     print(f"complex operations in a compiled rotary embedding: {'; '.join(said)}")
     return int(broken)
