@@ -65,7 +65,8 @@ README = """\
 Each folder has one fault of vLLM's: `repro.py` shows it, `change.patch` mends it,
 `test.py` is for vLLM's tests, `pr.md` is for the pull request. `make upstream` proves
 all of them on a copy of the installed vLLM. A person submits them, a bundle at a time:
-[CONTRIBUTING.md](../CONTRIBUTING.md) says how.
+[CONTRIBUTING.md](../CONTRIBUTING.md) says how. What this package has mended, and where
+each goes, is in [ours.md](ours.md).
 
 | finding | {releases} | related |
 |---|{dashes}|

@@ -57,7 +57,7 @@ def test_a_folder_is_complete(finding: Any) -> None:
     assert "\n## Disclosure\n\nAn AI wrote" in text
     names = {path.name for path in folder.iterdir()} - {"__pycache__"}
     if finding.patch is None:
-        assert names == {"pr.md", "repro.py"}
+        assert names in ({"pr.md", "repro.py"}, {"pr.md"})
         return
     pair = {"pair.py"} if finding.needs else set()
     assert names == {"pr.md", "repro.py", "test.py", "change.patch"} | pair
