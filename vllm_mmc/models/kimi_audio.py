@@ -2,9 +2,10 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Kimi-Audio with Whisper's encoder, packed: one graph for any number of layers.
 
-Two things differ from stock on purpose. Requests of different lengths can be encoded
-together; stock's engine dies of it. The missing bias of keys is zero; stock leaves that
-memory uninitialised.
+Three things differ from stock on purpose. Requests of different lengths can be encoded
+together; stock's engine dies of it. Each request of a step hears its own clip; stock
+lets only the first one hear. The missing bias of keys is zero; stock leaves that memory
+uninitialised.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.model_executor.models.interfaces import MultiModalEmbeddings
 from vllm.model_executor.models.kimi_audio import (
     KimiAudioForConditionalGeneration,
     KimiAudioWhisperEncoder,
@@ -76,3 +78,17 @@ class CompiledKimiAudioForConditionalGeneration(
         clips = list(features)
         x = self.multi_modal_projector(encoder(clips))
         return list(x.split(encoder.embeddings(clips)))
+
+    def embed_input_ids(
+        self,
+        input_ids: torch.Tensor,
+        multimodal_embeddings: MultiModalEmbeddings | None = None,
+        *,
+        is_multimodal: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if multimodal_embeddings is not None and len(multimodal_embeddings):
+            # Stock takes the first one for all.
+            multimodal_embeddings = [torch.cat(list(multimodal_embeddings))]
+        return super().embed_input_ids(
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
