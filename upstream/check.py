@@ -98,7 +98,7 @@ class Result:
 
 
 def findings() -> dict[str, Finding]:
-    """By name. A pr.md starts with `key: value` lines between two `---`, then a title."""
+    """By name. A pr.md has `key: value` lines between two `---`, then a title."""
     found = {}
     for page in sorted(HERE.glob("*/pr.md")):
         name = page.parent.name
