@@ -2,9 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """A subclass computes with the graph of its base class. Exit status 0: with its own.
 
-The subclass inherits `forward` and has another submodule. A plugin that replaces a layer
-of a model of vLLM's is such a class. Both share one key of the compile cache, and the
-guards that would tell them apart are dropped.
+The subclass inherits `forward` and has another submodule. A plugin that replaces one
+layer of a model of vLLM is such a class. Both share one key of the compile cache, and
+the guards that would tell them apart are dropped.
 """
 
 import os
