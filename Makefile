@@ -28,7 +28,7 @@ endif
 .PHONY: help setup demo check test test-one test-two test-next test-parts test-slow record lint docs bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## prepare .venv: vLLM for CPU, this package, the tools
 
@@ -79,6 +79,14 @@ lint: $(READY) ## style, types, import rules
 
 docs: $(READY) ## write the pages that are made from the code
 	$(BIN)/python docs/generate.py
+
+.PHONY: patches prove-patches
+
+patches: $(READY) ## write upstream/models/*/change.patch from our files
+	$(BIN)/python tools/make_patches.py
+
+prove-patches: $(READY) ## prove them on a copy of vLLM: engines, half an hour
+	$(BIN)/python upstream/models/prove.py
 
 bench: $(READY) ## time the encoders and their compilation; results as JSON
 	$(BIN)/python benchmarks/encoder_forward.py
