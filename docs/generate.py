@@ -39,7 +39,8 @@ Tests that passed, by what they show, as the last recorded run of `make test` an
 `make test-slow` left them in `docs/test-results.json` (`pytest --record`):
 
 - **equality**: to stock eager and to Hugging Face, item by item, alone and in batches;
-  nothing compiled after the warm-up; off is stock to the bit.
+  nothing compiled after the warm-up; with `compile_mm_encoder` off, outputs are bit for
+  bit those of stock.
 - **full graph**: one graph for every size, guards on. Encoders of the same packed kind
   share a test: it stands at Qwen2-Audio.
 - **engine**: real engines answer as stock's do, by exact counters.

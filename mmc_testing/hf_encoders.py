@@ -66,13 +66,15 @@ def whisper_encoder(
     return {"audio": HuggingFaceEncoder(encoder, prefix, config, directory)}
 
 
-def read_weights(path: Path | str, prefix: str = "") -> dict[str, torch.Tensor]:
+def read_weights(
+    path: Path | str, prefix: str = "", *, file: str = WEIGHTS_FILE
+) -> dict[str, torch.Tensor]:
     """Returns the checkpoint's tensors under `prefix`, with the prefix taken off."""
     from safetensors.torch import load_file
 
     return {
         name.removeprefix(prefix): tensor
-        for name, tensor in load_file(Path(path) / WEIGHTS_FILE).items()
+        for name, tensor in load_file(Path(path) / file).items()
         if name.startswith(prefix)
     }
 

@@ -40,7 +40,7 @@ HELP = {
     "graphs": "Encoder graphs compiled.",
     "recompiles": "Encoder graphs compiled for a structure that already had one.",
     "artifact_loads": "Encoder graphs loaded from the compile cache.",
-    "artifact_misses": "Encoder graphs looked for in the compile cache in vain.",
+    "artifact_misses": "Encoder graphs that were not found in the compile cache.",
     "unkept": "Encoder graphs compiled that the compile cache does not keep.",
     "fallbacks": "Encoder graphs that could not be compiled and run eager.",
     "rescues": "Encoder graphs that raised where eager did not; not used again.",

@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import logging
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from vllm_mmc import __version__, metrics
 from vllm_mmc.catalog import (
     AUTO_MODULE,
     CATALOG,
-    CatalogEntry,
     compiled_name,
     surveyed,
     versioned,
@@ -51,7 +50,7 @@ def _register() -> None:
         _warn("vllm_mmc is not used, all models are vLLM's own: %s", str(error))
         return
     if settings.disable:
-        _announce("vllm_mmc %s is switched off (VLLM_MMC_DISABLE=1)", __version__)
+        _say_at_start(_say_that_it_is_off)
         return
 
     import vllm
@@ -64,29 +63,14 @@ def _register() -> None:
             reason,
         )
         return
-    entries, others = _register_models(settings)
+    _register_models(settings)
     vllm_logging.join()
     metrics.expose()
-    served = "; ".join(f"{e.architecture} ({', '.join(e.regions)})" for e in entries)
-    if others:
-        served += (
-            f"; and {others} further architectures, after a survey of their encoders "
-            "(`vllm-mmc list`)"
-        )
-    _announce(
-        "vllm_mmc %s serves, and with compile_mm_encoder compiles: %s",
-        __version__,
-        served,
-    )
+    _say_at_start(_say_what_is_served)
 
 
-def _register_models(settings: Settings) -> tuple[list[CatalogEntry], int]:
-    """All of the catalogue that this vLLM has, or nothing.
-
-    Returns:
-        The rows that are registered, and how many architectures without a row are
-        surveyed.
-    """
+def _register_models(settings: Settings) -> None:
+    """All of the catalogue that this vLLM has, or nothing."""
     import vllm
     from vllm import ModelRegistry
 
@@ -127,7 +111,6 @@ def _register_models(settings: Settings) -> tuple[list[CatalogEntry], int]:
         ModelRegistry.models.clear()
         ModelRegistry.models.update(before)
         raise
-    return entries, len(models) + len(own) - len(entries)
 
 
 def _of_other_plugins(models: Mapping[str, Any]) -> dict[str, str]:
@@ -171,14 +154,37 @@ def _foreign(registered: Any) -> str | None:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
+def _say_what_is_served(architecture: str) -> None:
+    from vllm import ModelRegistry
+
+    registered = ModelRegistry.models.get(architecture)
+    module = getattr(registered, "module_name", "")
+    if module.partition(".")[0] != "vllm_mmc":
+        return
+    regions = "what a survey of its encoder finds"
+    for entry in CATALOG:
+        if architecture in (entry.architecture, entry.compiled_architecture):
+            regions = ", ".join(entry.regions)
+    logger.info(
+        "vllm_mmc %s serves %s. With compile_mm_encoder it compiles: %s.",
+        __version__,
+        architecture,
+        regions,
+    )
+
+
+def _say_that_it_is_off(_: str) -> None:
+    logger.info("vllm_mmc %s is switched off (VLLM_MMC_DISABLE=1)", __version__)
+
+
 # Child processes have the same environment and packages: their main process says it,
-# one line per start.
+# one line per architecture.
 
 
 @functools.cache
-def _announce(message: str, *args: str) -> None:
+def _say_at_start(say: Callable[[str], None]) -> None:
     if multiprocessing.parent_process() is None:
-        vllm_logging.when_configured(lambda: logger.info(message, *args))
+        vllm_logging.when_resolved(functools.cache(say))
 
 
 @functools.cache

@@ -145,7 +145,7 @@ RECIPES = {
         modality="audio",
         samples=([0.3], [3.0], [12.5], [29.0]),
         text="",
-        # Its config is nobody's but the checkpoint's.
+        # The config's code comes with the checkpoint.
         engine_args={"limit_mm_per_prompt": {"audio": 1}, "trust_remote_code": True},
         mend_model=_zero_bias_of_keys,
         hf_encoders=whisper_encoder("model.encoder.", directory=ENCODER_DIRECTORY),

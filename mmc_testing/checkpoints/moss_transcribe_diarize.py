@@ -92,7 +92,7 @@ RECIPES = {
         modality="audio",
         samples=([0.3], [3.0], [29.0], [45.0]),
         text="",
-        # Its processor is nobody's but the checkpoint's. Without a length vLLM profiles
+        # The processor's code comes with the checkpoint. Without a length vLLM profiles
         # with 90 minutes.
         engine_args={
             "limit_mm_per_prompt": {"audio": {"count": 1, "length": 30 * 16000}},

@@ -124,7 +124,7 @@ RECIPES = {
         # No two of different lengths: stock's then have other values than alone.
         samples=([0.3], [3.0], [12.5], [29.0]),
         text="",
-        # Its processor is nobody's but the checkpoint's.
+        # The processor's code comes with the checkpoint.
         engine_args={"limit_mm_per_prompt": {"audio": 2}, "trust_remote_code": True},
         hf_encoders=whisper_encoder("audio_tower.", "audio_config"),
         serves="chat",

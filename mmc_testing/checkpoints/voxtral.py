@@ -8,12 +8,16 @@ vLLM takes the dtype from the weights.
 """
 
 import base64
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmc_testing.checkpoints.common import HIDDEN, POSITIONS
+from mmc_testing.hf_encoders import read_weights, with_weights
 from mmc_testing.writer import Ids, Recipe, linear, prefixed, tokens
 from vllm_mmc.demo.writer import NUM_BYTES
 
@@ -89,6 +93,72 @@ def _shapes(params: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         }
         shapes |= prefixed(f"layers.{i}.", text)
     return shapes | {"norm.weight": (HIDDEN,), "output.weight": (VOCAB_SIZE, HIDDEN)}
+
+
+PREFIX = "mm_whisper_embeddings.whisper_encoder."
+WEIGHTS = "consolidated.safetensors"
+HF_NAMES = {
+    "conv_layers.0.": "conv1.",
+    "conv_layers.1.": "conv2.",
+    "transformer.layers.": "layers.",
+    "transformer.norm.": "layer_norm.",
+    "attention_norm.": "self_attn_layer_norm.",
+    "attention.wq.": "self_attn.q_proj.",
+    "attention.wk.": "self_attn.k_proj.",
+    "attention.wv.": "self_attn.v_proj.",
+    "attention.wo.": "self_attn.out_proj.",
+    "ffn_norm.": "final_layer_norm.",
+    "feed_forward.w1.": "fc1.",
+    "feed_forward.w2.": "fc2.",
+}
+"""Part of a parameter's name in Mistral's format -> in Hugging Face's."""
+
+
+def hf_weights(path: Path | str) -> dict[str, torch.Tensor]:
+    """Returns the encoder's weights as Hugging Face names them.
+
+    The positions, which the checkpoint does not have, are Whisper's.
+    """
+    from transformers.models.whisper.modeling_whisper import sinusoids
+
+    weights = {"embed_positions.weight": sinusoids(POSITIONS, HIDDEN)}
+    for name, tensor in read_weights(path, PREFIX, file=WEIGHTS).items():
+        for part, renamed in HF_NAMES.items():
+            name = name.replace(part, renamed)
+        weights[name] = tensor
+    return weights
+
+
+def _load_hf_encoder(
+    path: Path | str, *, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Returns Hugging Face's Voxtral encoder with the weights of a checkpoint.
+
+    Called with log-mel features [items, 128, 3000] it gives `.last_hidden_state`
+    [items, 1500, hidden].
+
+    Args:
+        path: the checkpoint.
+        dtype: parameters are converted to it.
+
+    Raises:
+        RuntimeError: if a parameter is missing or left over, or a shape differs.
+    """
+    from transformers.models.voxtral import VoxtralEncoderConfig
+    from transformers.models.voxtral.modeling_voxtral import VoxtralEncoder
+
+    params = json.loads((Path(path) / "params.json").read_text())
+    of_whisper = params["multimodal"]["whisper_model_args"]["encoder_args"]
+    config = VoxtralEncoderConfig(
+        num_mel_bins=MEL_BINS,
+        hidden_size=of_whisper["dim"],
+        intermediate_size=of_whisper["hidden_dim"],
+        num_hidden_layers=of_whisper["n_layers"],
+        num_attention_heads=of_whisper["n_heads"],
+        max_source_positions=of_whisper["max_source_positions"],
+    )
+    config._attn_implementation = "sdpa"
+    return with_weights(VoxtralEncoder(config), hf_weights(path), dtype)
 
 
 def _params(ids: Ids, depth: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -173,7 +243,8 @@ RECIPES = {
         encode=_encode,
         hf_class="",
         shapes=_shapes,
-        weights_file="consolidated.safetensors",
+        hf_encoders={"audio": _load_hf_encoder},
+        weights_file=WEIGHTS,
         output_layers=("output.weight",),
         scales={
             r"^layers\..*\.w[qk]\.weight$": 3,

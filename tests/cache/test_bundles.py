@@ -53,7 +53,7 @@ def make_entry(region: str = "CompiledBlock", **factors: str) -> Path:
         (cache.FACTORS, factors),
         (cache.DETAILS, {}),
         (cache.SOURCES, sources),
-        (cache.OUTSIDE, {}),
+        (cache.CAPTURED_GLOBALS, {}),
     ):
         (place / name).write_text(json.dumps(content))
     seal(place)

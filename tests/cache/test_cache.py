@@ -127,7 +127,7 @@ FILES = (
     cache.ARTIFACT,
     cache.FACTORS,
     cache.SOURCES,
-    cache.OUTSIDE,
+    cache.CAPTURED_GLOBALS,
     cache.DIGESTS,
 )
 
@@ -388,7 +388,7 @@ def test_explain_what_the_key_does_not_see(monkeypatch: pytest.MonkeyPatch) -> N
     entry = compile_one(33.0)
     for name, content, reason in (
         (cache.SOURCES, {__name__: "0"}, "source of "),
-        (cache.OUTSIDE, {"G['HIDDEN']": "9"}, "global G['HIDDEN']: 9 -> 8"),
+        (cache.CAPTURED_GLOBALS, {"G['HIDDEN']": "9"}, "global G['HIDDEN']: 9 -> 8"),
     ):
         before = (entry / name).read_text()
         (entry / name).write_text(json.dumps(content))

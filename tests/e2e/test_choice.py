@@ -44,7 +44,10 @@ def test_by_its_own_name_and_compiling_only_when_asked(
     assert "[backbone]" in log
     said = f"vllm_mmc {__version__}"
     (line,) = [line for line in log.splitlines() if said in line]
-    assert f"serves, and with compile_mm_encoder compiles: {ENTRY.architecture}" in line
+    name, regions = ENTRY.compiled_architecture, ", ".join(ENTRY.regions)
+    assert line.endswith(
+        f"serves {name}. With compile_mm_encoder it compiles: {regions}."
+    )
 
 
 @pytest.mark.parametrize("mode", [CompilationMode.NONE, CompilationMode.VLLM_COMPILE])

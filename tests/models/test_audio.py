@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import sinusoids
 from vllm.config import CompilationMode, VllmConfig, get_current_vllm_config
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.model_executor.models.utils import AutoWeightsLoader
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from mmc_testing.checkpoints import FAMILIES
+from mmc_testing.checkpoints import FAMILIES, voxtral
 from mmc_testing.engine import (
     batch_items,
     embed_inputs,
@@ -44,6 +45,7 @@ from vllm_mmc.models.qwen2_5_omni import CompiledQwen2_5OmniAudioEncoder
 from vllm_mmc.models.qwen2_audio import CompiledQwen2AudioEncoder
 from vllm_mmc.models.qwen3_asr import CompiledQwen3OmniMoeAudioEncoder
 from vllm_mmc.models.ultravox import CompiledUltravoxWhisperEncoder
+from vllm_mmc.models.voxtral import CompiledVoxtralWhisperEncoder
 from vllm_mmc.models.whisper import (
     CompiledWhisperEncoder,
     CompiledWhisperForConditionalGeneration,
@@ -94,6 +96,10 @@ class Audio:
     def load(self, encoder: Any, weights: dict[str, torch.Tensor]) -> set[str]:
         loaded: set[str] = encoder.load_weights(weights.items())
         return loaded
+
+    def weights(self, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """The encoder's, named as `load` takes them."""
+        return read_weights(checkpoint, self.prefix)
 
     def encode(self, encoder: Any, x: Inputs) -> torch.Tensor:
         """What the encoder makes of what `embed_multimodal` gets, clip after clip."""
@@ -222,16 +228,40 @@ class Ultravox(Qwen2Audio):
         return torch.cat(found)
 
 
-class Voxtral(Audio):
-    """Its encoder stands in another module, which loads it."""
+class Voxtral(Whisper):
+    """Its encoder stands in another module, which makes features and loads it."""
+
+    shapes = None
+
+    def alone(self, config: VllmConfig) -> CompiledEncoder:
+        own = config.model_config.hf_config.audio_config
+        config = config.with_hf_config(own)
+        return CompiledVoxtralWhisperEncoder(vllm_config=config, init_in_fp32=True)
+
+    def weights(self, checkpoint: Path) -> dict[str, torch.Tensor]:
+        return voxtral.hf_weights(checkpoint)
 
     def encode(self, encoder: Any, x: Inputs) -> torch.Tensor:
-        return torch.cat(encoder(list(x["audio_arrays"])))
+        return super().encode(encoder, self._features(encoder, x))
+
+    def hugging_face(self, encoder: Any, x: Inputs) -> torch.Tensor:
+        return super().hugging_face(encoder, self._features(encoder, x))
+
+    def _features(self, encoder: Any, x: Inputs) -> Inputs:
+        """By Hugging Face's extractor: log-mel [items, 128, 3000]."""
+        extract = WhisperFeatureExtractor(feature_size=voxtral.MEL_BINS)
+        arrays = [array.float().numpy() for array in x["audio_arrays"]]
+        found = extract(arrays, sampling_rate=16000, return_tensors="pt")
+        features = found["input_features"].to(encoder.conv1.weight.dtype)
+        return {"input_features": features}
 
 
 class KimiAudio(Audio):
     stock_alone = True
     prefix = "model.encoder."
+
+    def weights(self, checkpoint: Path) -> dict[str, torch.Tensor]:
+        return super().weights(checkpoint / "whisper-large-v3")
 
     def alone(self, config: VllmConfig) -> CompiledEncoder:
         return CompiledKimiAudioWhisperEncoder(vllm_config=config)
@@ -537,8 +567,6 @@ def test_another_rate_is_heard(compiled: Compiled) -> None:
 
 def test_equals_hugging_face(compiled: Compiled) -> None:
     audio, family = compiled.audio, compiled.family
-    if family == "voxtral":
-        pytest.skip("Hugging Face's has the parameters under other names")
     encoder = FAMILIES[family].hf_encoders["audio"](compiled.checkpoint)
     for batch, truth, reference in zip(
         audio.batches, compiled.truth, compiled.stock, strict=True
@@ -570,12 +598,10 @@ def test_positions_are_exact(compiled: Compiled) -> None:
 def test_encoder_alone(compiled: Compiled) -> None:
     """Without an engine, so without its limit; see docs/custom-serving.md."""
     audio, config = compiled.audio, compiled.config
-    if compiled.family == "voxtral":
-        pytest.skip("its encoder is Whisper's, and stands in another module")
     with set_default_torch_dtype(compiled.dtype):
         encoder = audio.alone(config)
     assert encoder.encoder_shapes.limit is None
-    weights = read_weights(weights_directory(compiled.checkpoint), audio.prefix)
+    weights = audio.weights(compiled.checkpoint)
     assert audio.load(encoder, weights) == dict(encoder.named_parameters()).keys()
     process_weights_after_loading(encoder, config.model_config, torch.device("cpu"))
     given = compiled.inputs((3.0, 1.3))
@@ -583,9 +609,3 @@ def test_encoder_alone(compiled: Compiled) -> None:
         found = audio.encode(encoder, given)
         expected = audio.encode(compiled.encoder, given)
     assert torch.equal(found, expected)
-
-
-def weights_directory(checkpoint: Path) -> Path:
-    """Kimi-Audio's encoder has a directory of its own."""
-    own = checkpoint / "whisper-large-v3"
-    return own if own.is_dir() else checkpoint

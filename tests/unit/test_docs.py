@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Pages say what the code says; links, and the tests they name, are there."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from vllm_mmc.compilation.errors import FIXES
 
 ROOT = Path(__file__).parents[2]
+FILE_OF_VLLM = "tests/compile/fullgraph/test_multimodal_compile.py"
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
 
 
@@ -38,6 +40,43 @@ def test_the_tests_of_the_decorator_page_exist() -> None:
     assert named and len(named) == page.count("::")
     for file, test in named:
         assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+
+
+def test_files_named_in_skip_reasons_exist() -> None:
+    """So do the tests that comments name."""
+    tests = [*ROOT.glob("tests/**/*.py")]
+    named = [(t, n) for t in tests for n in _files_in_skip_reasons(t.read_text())]
+    for test in tests:
+        for name in re.findall(r"[\w/]*\btest_\w+\.py\b", test.read_text()):
+            named.append((test, name))
+    assert named
+    for test, name in named:
+        if name == FILE_OF_VLLM:
+            continue
+        found = any((base / name).exists() for base in (ROOT, test.parent))
+        found = found or ("/" not in name and any(ROOT.glob(f"tests/**/{name}")))
+        assert found, f"{test.name} names {name}"
+
+
+def test_a_skip_reason_that_names_a_file_is_read() -> None:
+    source = """
+pytest.skip("see a.py")
+@pytest.mark.skipif(True, reason=f"{x}: docs/b.md says why")
+def test(): pytest.importorskip("c", reason="tools/c.json")
+"""
+    names = ["a.py", "docs/b.md", "tools/c.json"]
+    assert sorted(_files_in_skip_reasons(source)) == sorted(names)
+
+
+def _files_in_skip_reasons(source: str) -> list[str]:
+    texts = [
+        text.value
+        for call in ast.walk(ast.parse(source))
+        if isinstance(call, ast.Call) and "skip" in ast.unparse(call.func)
+        for text in ast.walk(call)
+        if isinstance(text, ast.Constant) and isinstance(text.value, str)
+    ]
+    return re.findall(r"[\w./-]+\.(?:py|md|json|toml|yaml)\b", "\n".join(texts))
 
 
 def test_every_known_fix_is_on_its_page() -> None:

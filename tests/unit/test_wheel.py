@@ -17,6 +17,8 @@ HELP = """
 import sys
 sys.path.insert(0, {!r})
 from vllm_mmc.cli.main import main
+from vllm_mmc.demo import media
+assert all((media.DATA / name).is_file() for name in ("photograph.jpg", "speech.ogg"))
 main(["demo", "--help"])
 """
 
@@ -52,7 +54,10 @@ def test_the_wheel_has_the_product_alone(checkout: Path, tmp_path: Path) -> None
         wheel.extractall(tmp_path / "site")
     assert {name.partition("/")[0] for name in names} == {"vllm_mmc"}
     expected = {str(p.relative_to(ROOT)) for p in ROOT.glob("vllm_mmc/**/*.py")}
-    assert names == expected | {"vllm_mmc/py.typed"}
+    data = {str(p.relative_to(ROOT)) for p in ROOT.glob("vllm_mmc/demo/data/*")}
+    assert len(data) == 3
+    assert names == expected | data | {"vllm_mmc/py.typed"}
+    assert sum((ROOT / name).stat().st_size for name in data) < 100_000
 
     # Its demo offers what it can write: -S leaves out this environment's checkout.
     done = subprocess.run(

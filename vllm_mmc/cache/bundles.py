@@ -33,7 +33,7 @@ from vllm_mmc.cache.key import machine_factors, root, sha256
 FORMAT = "vllm_mmc bundle 1"
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-ENTRY = re.compile(r"\w[\w.]*-[0-9a-f]{16}")
+ENTRY_NAME = re.compile(r"\w[\w.]*-[0-9a-f]{16}")
 # Bytes. A manifest of ours has about 150 per file, and some dozens of files per entry.
 LARGEST_MANIFEST = 16 << 20
 LEFT_OVER_HOURS = 24
@@ -62,7 +62,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Finding:
+class EntryState:
     """What `verify` found out about one directory of the cache.
 
     Attributes:
@@ -153,7 +153,7 @@ def import_bundle(path: Path, *, public_key: Path | None = None) -> Summary:
     return Summary(put, left_out, SIGNATURE in members)
 
 
-def verify() -> list[Finding]:
+def verify() -> list[EntryState]:
     """Compute every key and digest of the cache again; nothing is unpickled."""
     findings = [_examine(directory) for directory in _entries()]
     for directory in sorted(root().glob(".*")):
@@ -161,32 +161,32 @@ def verify() -> list[Finding]:
             hours = (time.time() - directory.lstat().st_mtime) / 3600
             if hours > LEFT_OVER_HOURS:
                 reason = f"unfinished for {hours:.0f} hours; it may be removed"
-                findings.append(Finding(directory.name, "leftover", reason))
+                findings.append(EntryState(directory.name, "leftover", reason))
     return findings
 
 
 def _entries() -> list[Path]:
-    return [p for p in sorted(root().glob("*")) if ENTRY.fullmatch(p.name)]
+    return [p for p in sorted(root().glob("*")) if ENTRY_NAME.fullmatch(p.name)]
 
 
-def _examine(directory: Path) -> Finding:
+def _examine(directory: Path) -> EntryState:
     try:
         if reason := damage(directory):
-            return Finding(directory.name, "damaged", reason)
+            return EntryState(directory.name, "damaged", reason)
         if reason := _misfit(directory):
-            return Finding(directory.name, "stale", reason)
+            return EntryState(directory.name, "stale", reason)
     except (OSError, ValueError) as error:
-        return Finding(directory.name, "damaged", f"{type(error).__name__}: {error}")
+        return EntryState(directory.name, "damaged", f"{type(error).__name__}: {error}")
     try:
         if changed := changed_sources(directory):
             reason = f"compiled from another {changed[0]}"
-            return Finding(directory.name, "stale", reason)
+            return EntryState(directory.name, "stale", reason)
     except ValueError as error:
-        return Finding(directory.name, "damaged", f"{type(error).__name__}: {error}")
+        return EntryState(directory.name, "damaged", f"{type(error).__name__}: {error}")
     except (OSError, ImportError) as error:
         reason = f"its sources cannot be read: {type(error).__name__}: {error}"
-        return Finding(directory.name, "stale", reason)
-    return Finding(directory.name, "whole")
+        return EntryState(directory.name, "stale", reason)
+    return EntryState(directory.name, "whole")
 
 
 def _misfit(directory: Path) -> str | None:
@@ -267,7 +267,7 @@ def _parse(manifest: bytes) -> dict[str, dict[str, str]]:
     if not isinstance(entries, dict) or not entries:
         raise ValueError(f"{MANIFEST} lists no entries")
     for entry, files in entries.items():
-        if not ENTRY.fullmatch(entry):
+        if not ENTRY_NAME.fullmatch(entry):
             raise ValueError(f"{entry!r} is not <Region>-<16 hexadecimal digits>")
         if not isinstance(files, dict) or DIGESTS not in files:
             raise ValueError(f"{MANIFEST} does not list {entry}/{DIGESTS}")

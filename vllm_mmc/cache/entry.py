@@ -12,7 +12,8 @@ has its name:
         factors.json    name -> value; their SHA-256 is the key
         details.json    what the values that are digests were made of
         sources.json    traced module -> SHA-256 of its file
-        outside.json    global variable that the graph took for granted -> value
+        captured_globals.json
+                        global that was read while tracing -> value
         digests.json    file of the entry -> SHA-256
 
 All but the artifact, the kernels and the backend's files is plain text, and all of
@@ -36,7 +37,7 @@ ARTIFACT = "artifact"
 FACTORS = "factors.json"
 DETAILS = "details.json"
 SOURCES = "sources.json"
-OUTSIDE = "outside.json"
+CAPTURED_GLOBALS = "captured_globals.json"
 DIGESTS = "digests.json"
 # What Inductor leaves behind and no artifact needs.
 _SCRATCH = ("inductor/locks", "inductor/aotautograd", "inductor/fxgraph")
@@ -130,7 +131,7 @@ def damage(directory: Path) -> str | None:
     try:
         digests = read(directory / DIGESTS)
         factors = read(directory / FACTORS)
-        for required in (ARTIFACT, FACTORS, SOURCES, OUTSIDE):
+        for required in (ARTIFACT, FACTORS, SOURCES, CAPTURED_GLOBALS):
             if required not in digests:
                 return f"{DIGESTS} does not list {required}"
         for name, digest in digests.items():
@@ -148,7 +149,7 @@ def damage(directory: Path) -> str | None:
 
 def captured_globals_of(directory: Path) -> dict[str, str]:
     """Global variable that the graph took for granted -> its value then."""
-    return read(directory / OUTSIDE)
+    return read(directory / CAPTURED_GLOBALS)
 
 
 def changed_sources(directory: Path) -> list[str]:

@@ -29,10 +29,10 @@ from vllm.logger import init_logger
 from vllm_mmc.cache import entry as entries
 from vllm_mmc.cache.entry import (
     ARTIFACT,
+    CAPTURED_GLOBALS,
     DETAILS,
     DIGESTS,
     FACTORS,
-    OUTSIDE,
     SOURCES,
     Entry,
     captured_globals_of,
@@ -53,7 +53,7 @@ now, in words; None if all are the same."""
 
 @dataclass(frozen=True)
 class Made:
-    """What was compiled because the cache has it not.
+    """What was compiled because the cache does not have it.
 
     Attributes:
         value: For the caller, who gets it back.
@@ -292,7 +292,7 @@ def _put(
             (FACTORS, entry.factors),
             (DETAILS, entry.details),
             (SOURCES, sources),
-            (OUTSIDE, captured_globals),
+            (CAPTURED_GLOBALS, captured_globals),
         ):
             (work_dir / name).write_text(json.dumps(content, indent=1, sort_keys=True))
         digests = digests_of(work_dir)

@@ -28,7 +28,7 @@ STOCK_MODULE, OUR_MODULE = "vllm.", "vllm_mmc."
 
 
 @dataclass(frozen=True)
-class Case:
+class DemoRun:
     """One engine start.
 
     Attributes:
@@ -44,10 +44,10 @@ class Case:
     module: str
 
 
-CASES = (
-    Case("stock vLLM, eager", EAGER, "", STOCK_MODULE),
-    Case("vllm_mmc, empty cache", COMPILED, "mmc", OUR_MODULE),
-    Case("vllm_mmc, warm cache", COMPILED, "mmc", OUR_MODULE),
+RUNS = (
+    DemoRun("stock vLLM, eager", EAGER, "", STOCK_MODULE),
+    DemoRun("vllm_mmc, empty cache", COMPILED, "mmc", OUR_MODULE),
+    DemoRun("vllm_mmc, warm cache", COMPILED, "mmc", OUR_MODULE),
 )
 
 
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
             "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         }
         found: list[Findings] = []
-        for i, case in enumerate(CASES):
+        for i, case in enumerate(RUNS):
             probe = Probe(
                 checkpoint=str(directory / f"tiny-{args.model}"),
                 family=args.model,
@@ -112,19 +112,19 @@ def run(args: argparse.Namespace) -> int:
                 engine_args=case.engine_args,
                 prompts=[list(items) for items in family.samples],
             )
-            label = f"[{i + 1}/{len(CASES)}] {case.name}"
+            label = f"[{i + 1}/{len(RUNS)}] {case.name}"
             place = directory / f"case{i}"
             place.mkdir()
             env["VLLM_PLUGINS"] = case.plugins
             try:
-                found.append(_run_case(label, probe, place, env))
+                found.append(_run_one(label, probe, place, env))
             except RuntimeError as error:
                 print(f"vllm-mmc demo: {case.name}: {error}", file=sys.stderr)
                 return 1
             except KeyboardInterrupt:
                 return 130
     print()
-    _print_table(["", *(case.name for case in CASES)], _rows(found))
+    _print_table(["", *(case.name for case in RUNS)], _rows(found))
     largest = family.describe(max(item for items in family.samples for item in items))
     print(
         f"\n{family.title}, {args.depth} encoder blocks, float32, one thread. Answers "
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         f"Embeddings may differ by at most {TOLERANCE:g}. Encoder: median time of one "
         f"call, {largest}."
     )
-    problems = differences(CASES, found)
+    problems = differences(RUNS, found)
     if not problems:
         print("All answers and embeddings agree.")
     for problem in problems:
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def differences(cases: Sequence[Case], found: Sequence["Findings"]) -> list[str]:
+def differences(cases: Sequence[DemoRun], found: Sequence["Findings"]) -> list[str]:
     """Returns, in words, all that is not as it must be; the first case is the truth."""
     truth = found[0]
     problems = []
@@ -183,7 +183,7 @@ def _depth(text: str) -> int:
     return depth
 
 
-def _run_case(
+def _run_one(
     label: str, probe: "Probe", directory: Path, env: Mapping[str, str]
 ) -> "Findings":
     from vllm_mmc.demo.probe import Run

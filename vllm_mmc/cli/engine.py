@@ -69,7 +69,8 @@ class Outcome:
 
     Attributes:
         reports: One of each worker.
-        missed: With `explain`: entry of the cache -> why it is none; None if it is.
+        missed: With `explain`: name of the cache entry -> reasons for the miss, or None
+            for a hit.
     """
 
     reports: list[EncoderReport]

@@ -2,10 +2,10 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Run no garbage collection while a graph is made.
 
-Why: a collection may run any finalizer between any two lines, so also under the modes
-    that stand in for tensors in tracing. vLLM's `CPUDNNLGEMMHandler.__del__` (one for
-    each linear layer on CPU) reads a tensor: if a model was dropped before, it recurses
-    there without end, and the interpreter aborts.
+Why: the garbage collector may run a finalizer while Dynamo's FakeTensorMode is active.
+    vLLM's `CPUDNNLGEMMHandler.__del__` (one for each linear layer on CPU) reads a
+    tensor. After a model was dropped, that read recurses without end under
+    FakeTensorMode, and the interpreter aborts.
 Upstream: no issue; vllm/_custom_ops.py should keep the handle as an int.
 Remove when: no finalizer of vLLM's touches a tensor.
 Undo: nothing is kept; the change holds inside of `kept()`.

@@ -17,7 +17,7 @@ from collections.abc import Generator
 from vllm_mmc.compat import symbols
 
 _NEEDED = (symbols.PROCESS_POOL, symbols.COMPILE_THREADS)
-MOST = 4
+MAX_COMPILERS = 4
 """Compilers at once; each takes up to a gigabyte."""
 
 
@@ -30,7 +30,7 @@ def applies() -> str | None:
 def more() -> Generator[None, None, None]:
     import torch
 
-    threads = min(len(os.sched_getaffinity(0)), MOST)
+    threads = min(len(os.sched_getaffinity(0)), MAX_COMPILERS)
     wanted = not torch.cuda.is_available() and threads > 1
     if not wanted or not symbols.usable(*_NEEDED):
         yield

@@ -17,9 +17,10 @@ from collections.abc import Callable
 
 from vllm_mmc.compat import symbols
 
-# It says "Resolved architecture: ..." when an engine starts, the first line that every
-# way to start one prints in the main process after logging was configured.
+# The first line that every way to start an engine prints in the main process after
+# logging was configured, at level INFO.
 STARTS = "vllm.config.model"
+RESOLVED = "Resolved architecture: "
 
 
 def applies() -> str | None:
@@ -42,23 +43,19 @@ def leave() -> None:
     starts.filters = [f for f in starts.filters if not isinstance(f, _Waiting)]
 
 
-def when_configured(say: Callable[[], None]) -> None:
-    """Call `say` when vLLM's logging is configured: now, or when an engine starts."""
-    if logging.getLogger("vllm").handlers:
-        say()
-    else:
-        logging.getLogger(STARTS).addFilter(_Waiting(say))
+def when_resolved(say: Callable[[str], None]) -> None:
+    """Call `say` with the architecture of each model that an engine starts with."""
+    logging.getLogger(STARTS).addFilter(_Waiting(say))
 
 
 class _Waiting(logging.Filter):
-    """Lets every record pass, and calls `say` before the first one."""
+    """Lets every record pass, and calls `say` before one that names an architecture."""
 
-    def __init__(self, say: Callable[[], None]) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__()
-        self.say: Callable[[], None] | None = say
+        self.say = say
 
     def filter(self, record: logging.LogRecord) -> bool:
-        say, self.say = self.say, None
-        if say is not None:
-            say()
+        if str(record.msg).startswith(RESOLVED):
+            self.say(record.getMessage().removeprefix(RESOLVED))
         return True

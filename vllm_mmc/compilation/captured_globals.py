@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Captured globals: what a graph took from outside of its module.
+"""Captured globals: Python globals that were read while a graph was traced.
 
-A switch that is read from a global variable while tracing is a constant in the graph,
-and belongs to no instance and to no source file. Dynamo guards on it; we drop guards,
-so the values are written down instead, and compared where a graph is taken over.
+Their values are constants in the graph. They belong to no instance and to no source
+file. Dynamo guards on them. Guards on globals are dropped here, so the values are
+written down instead. They are compared where another instance or process reuses the
+graph.
 """
 
 import ast

@@ -252,8 +252,9 @@ def _compile_class(cls: _C, spec: RegionSpec, enable_if: EnableIf | None) -> _C:
     setattr(cls, _SPEC, (spec, enable_if))
     if spec.shape_invariants is not None:
         cls._mmc_shape_invariants = staticmethod(spec.shape_invariants)
-    # A parent that vLLM's decorator compiles must not do so for our class. What
-    # `ignore_torch_compile` sets is True.
+    # Stop a base class that vLLM's decorator compiles from compiling this class, too.
+    # Any true value does that. Only True, which `ignore_torch_compile` sets, makes our
+    # decorator skip the class as well.
     setattr(cls, _IGNORED, "compiled by vllm_mmc")
     cls.__init__ = __init__
     cls.__call__ = __call__

@@ -213,7 +213,7 @@ class SharedGraph:
                     return self._observed(run, module, given, span)
                 return self._run(run, module, given, span)
         with compiler.LOCK:
-            run = self._known(self._frame, module, given, span) or self._obtain(
+            run = self._known(self._frame, module, given, span) or self._graph_for(
                 self._signature, self._frame, module, given, vllm_config, span
             )
             metrics.publish(asdict(counters))
@@ -252,7 +252,7 @@ class SharedGraph:
                     return run
         return None
 
-    def _obtain(
+    def _graph_for(
         self,
         signature: Signature,
         frame: Signature,

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Real pictures and speech: a photograph at any size, a video, a recorded voice."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,31 +12,19 @@ if TYPE_CHECKING:
 SPEECH_RATE = 16000
 """Samples per second of the recording, and of what the models take."""
 
-INSTALL_SPEECH = "pip install --no-deps pyannote-audio==3.4.0"
-"""An extra cannot ask for it: its dependencies, another torch among them, must not come
-along."""
+DATA = Path(__file__).parent / "data"
+"""`SOURCES.txt` in it says where the media come from, and that they may be shared."""
 
 
 def photograph() -> "Image":
     """Returns a photograph of Grace Hopper, RGB, 512 x 600 pixels.
 
-    It is in the public domain and comes with matplotlib.
-
     Raises:
-        ImportError: if matplotlib is not installed.
+        ImportError: if Pillow, which vLLM brings, is not installed.
     """
     from PIL import Image as PILImage
 
-    try:
-        from matplotlib import cbook
-    except ImportError as error:
-        raise ImportError(
-            "the photograph comes with matplotlib, which is not installed: "
-            "pip install 'vllm-mmc[demo]'"
-        ) from error
-
-    path = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
-    return PILImage.open(path).convert("RGB")
+    return PILImage.open(DATA / "photograph.jpg").convert("RGB")
 
 
 def photograph_at(width: int, height: int) -> "Image":
@@ -75,11 +64,10 @@ def video(num_frames: int, width: int, height: int) -> "np.ndarray[Any, Any]":
 
 
 def speech(seconds: float, *, rate: int = SPEECH_RATE) -> "np.ndarray[Any, Any]":
-    """Returns the beginning of a recorded conversation, from where it gets loud.
+    """Returns the beginning of a recorded speech, without silence before it.
 
-    The recording is 30 s long, at 16 kHz, and comes under the MIT licence with the
-    wheel of pyannote.audio, of which nothing else is used:
-    `INSTALL_SPEECH`. Longer speech is the same again.
+    The recording is 10.7 s of John F. Kennedy's inaugural address. Longer speech is the
+    same again.
 
     Args:
         seconds: more than 0.
@@ -89,24 +77,18 @@ def speech(seconds: float, *, rate: int = SPEECH_RATE) -> "np.ndarray[Any, Any]"
         float32 [seconds * rate] between -1 and 1.
 
     Raises:
-        ImportError: if that wheel is not installed.
+        ImportError: if soundfile is not installed.
     """
-    import wave
-    from importlib.metadata import PackageNotFoundError, distribution
-
     import numpy as np
 
     try:
-        wheel = distribution("pyannote-audio")
-    except PackageNotFoundError as error:
+        import soundfile
+    except ImportError as error:
         raise ImportError(
-            "the recorded voice comes with the wheel of pyannote.audio, which is not "
-            f"installed: {INSTALL_SPEECH}"
+            "soundfile, which reads the recorded speech, is not installed: "
+            "pip install 'vllm-mmc[demo]'"
         ) from error
-    path = str(wheel.locate_file("pyannote/audio/sample/sample.wav"))
-    with wave.open(path) as recording:
-        samples = np.frombuffer(recording.readframes(recording.getnframes()), "<i2")
-    samples = np.roll(samples, -6 * SPEECH_RATE)  # it begins with 6 s of silence
+    samples, _ = soundfile.read(DATA / "speech.ogg", dtype="int16")
     times = np.arange(round(seconds * rate)) * (SPEECH_RATE / rate)
     found = np.interp(times, np.arange(len(samples)), samples, period=len(samples))
     return (found / 32768).astype(np.float32)
