@@ -208,11 +208,15 @@ OUTSIDE_THE_MULTIMODAL_TABLE = (
     "SiglipModel",
     # Late interaction
     "ColModernVBertForRetrieval",
+    "ColUltraVBertForRetrieval",
+    "ModernVBertModel",
     "ColQwen3",
     "ColQwen3_5",
     "OpsColQwen3Model",
     "Qwen3VLNemotronEmbedModel",
     # Classification
+    "ClefFlashForJointSchema",
+    "D3ForSequenceClassification",
     "JinaVLForRanking",
     "LlamaNemotronVLForSequenceClassification",
     # Transformers backend
@@ -224,8 +228,8 @@ OUTSIDE_THE_MULTIMODAL_TABLE = (
     "TransformersMultiModalMoEForCausalLM",
     "VibeVoiceAsrForConditionalGeneration",
 )
-"""Multimodal architectures that vLLM's registry has in other tables. A test compares
-them with vLLM's classes."""
+"""Multimodal architectures that the registry of a supported vLLM has in other tables. A
+test compares them with vLLM's classes."""
 
 EAGER = {
     "Gemma4UnifiedForConditionalGeneration": (
