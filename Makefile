@@ -25,7 +25,7 @@ export PYTHONPATH := $(abspath $(FRONT))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow record lint docs bench clean
+.PHONY: help setup demo check test test-one test-two test-next test-parts test-upstream test-slow record lint docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,9 @@ PARTS += e2e/test_serve.py e2e/test_choice.py
 
 test-parts: $(READY) $(OTHER)
 	$(BIN)/pytest $(PARTS:%=tests/%)
+
+test-upstream: $(READY) $(OTHER) ## vLLM's own tests, with ours in the place of what they test
+	$(BIN)/python tools/vllm_tests.py .vllm
 
 test-slow: $(READY) ## the heavy cases that `make test` leaves out
 	$(BIN)/pytest -m slow

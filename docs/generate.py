@@ -5,12 +5,13 @@
 import ast
 import inspect
 import json
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
 from vllm.model_executor.models import registry
 
-from mmc_testing.census import CENSUS, NO_TOWER, REMARKS
+from mmc_testing.census import ADDS, CENSUS, LACKS, NO_TOWER, REMARKS
 from mmc_testing.recipes import RECIPES, Recipe
 from tests.encoder.towers import CANNOT, TOWERS
 from vllm_mmc.catalog import CATALOG, EAGER, REWRITES, surveyed
@@ -160,6 +161,92 @@ or run where the tests run, on CPU. No test stands behind them.
 """
 
 
+SUPPORTED_VERSIONS = """\
+# Supported versions of vLLM
+
+The package is used with vLLM from {low} to below {high}, on Python 3.11 to 3.14. With
+another vLLM it steps aside with one WARNING, and `VLLM_MMC_ALLOW_UNTESTED_VLLM=1` tries
+that vLLM all the same. `pip install 'vllm-mmc[cuda]'` brings a vLLM of this range.
+
+| vLLM | how it is tested |
+|---|---|
+{how}
+
+**vLLM 0.33 has no wheel for CPU.** The tests run its Python over the CPU operators of
+0.32 (`tools/overlay_vllm.py`), with torch 2.13. They show that this package fits the
+Python of 0.33. They do not show that it fits the operators of 0.33, nor torch 2.14, for
+which that release is made. No release was run on a GPU.
+
+## What differs
+
+{differs}
+
+Where a release lacks a private name that this package uses, or has it in another form,
+the region, the encoder or the feature steps aside with a reason
+(`vllm_mmc/compat/symbols.py`). vLLM 0.31 has `monitor_torch_compile` without `tag`: its
+log lines of a compilation do not name the region.
+
+## What was run
+
+Tests by directory, as `pytest --record-versions docs/test-versions.json` counted them;
+"files" says how many of the directory's files were run.
+
+{results}
+"""
+
+HOW = {
+    "0.31": "`make test VLLM=0.31.0`: its wheel for CPU, in front of that of 0.32",
+    "0.32": "`make test`: its wheel for CPU; pages and census are of this release",
+    "0.33": "`make test-next`: its Python over the operators of 0.32",
+}
+
+
+def supported_versions() -> str:
+    low, high = (".".join(map(str, bound)) for bound in TESTED)
+    differs = [
+        f"- vLLM {release} does not have {_listed(LACKS[release])}."
+        for release in LACKS
+    ]
+    differs += [
+        f"- vLLM {release} has, beside those of the page of "
+        f"[architectures](architectures.md), {_listed(towers)}. Their encoders are "
+        "surveyed. There are tower tests of the classes of all these encoders, but for "
+        f"{_listed(name for name, found in towers.items() if not found)}."
+        for release, towers in ADDS.items()
+    ]
+    recorded = json.loads((HERE / "test-versions.json").read_text())
+    results = []
+    for version, files in recorded.items():
+        results += [f"### vLLM {version}\n", "| | files | passed | skipped | failed |"]
+        results.append("|---|---|---|---|---|")
+        for directory in sorted({str(Path(file).parent) for file in files}):
+            of = {f: r for f, r in files.items() if str(Path(f).parent) == directory}
+            there = len(list((HERE.parent / directory).glob("test_*.py")))
+            counts = [
+                str(sum(r.get(outcome, 0) for r in of.values()))
+                for outcome in ("passed", "skipped", "failed")
+            ]
+            columns = directory, f"{len(of)} of {there}", *counts
+            results.append(f"| {' | '.join(columns)} |")
+        where = {
+            f"{r['date']}, torch {r['torch']}, Python {r['python']}, {r['processor']}"
+            for r in files.values()
+        }
+        results.append("\n" + "; ".join(sorted(where)) + ".\n")
+    return NOTE + SUPPORTED_VERSIONS.format(
+        low=low,
+        high=high,
+        how="\n".join(f"| {release} | {how} |" for release, how in HOW.items()),
+        differs="\n".join(differs),
+        results="\n".join(results).rstrip(),
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = [f"`{name}`" for name in sorted(names)]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def supported_models() -> str:
     low, high = (".".join(map(str, bound)) for bound in TESTED)
     rows = [
@@ -259,6 +346,7 @@ def _docstrings_of_fields(cls: type) -> dict[str, str]:
 
 PAGES = {
     "supported-models.md": supported_models,
+    "supported-versions.md": supported_versions,
     "configuration.md": configuration,
     "architectures.md": architectures,
 }
