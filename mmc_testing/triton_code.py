@@ -111,6 +111,10 @@ def _mutates(node: fx.Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
+def _device_on_cuda(x: Any) -> Any:
+    return CUDA if isinstance(x, torch.device) and x == DEVICE else x
+
+
 def _on_cuda(x: Any) -> Any:
     if not isinstance(x, torch.Tensor) or x.device != DEVICE:
         return x
@@ -155,7 +159,7 @@ def _read(code: str) -> Kernels:
 
 @contextlib.contextmanager
 def _absent_cuda() -> Iterator[None]:
-    """What Inductor asks of `torch.cuda` and of Triton's driver while it writes code."""
+    """What Inductor asks of `torch.cuda` and Triton's driver while it writes code."""
     import triton
     from torch._inductor import scheduler
     from torch._inductor.runtime.hints import DeviceProperties

@@ -337,14 +337,14 @@ def _cu_seqlens(q: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tenso
 def _output(q: torch.Tensor) -> torch.Tensor:
     """What a kernel writes the tokens of items into, and no others.
 
-    In the replay of a CUDA graph, tokens of no item must not hold what was there before.
+    In a replay of a CUDA graph, tokens of no item must not hold what was there before.
     """
     new = torch.zeros_like if capturing() else torch.empty_like
     return new(q, memory_format=torch.contiguous_format)
 
 
 def _flash_attn() -> tuple[Callable[..., torch.Tensor], bool]:
-    """`flash_attn_varlen_func`; whether it is vLLM's, which takes `out`, `fa_version`."""
+    """The function, and whether it is vLLM's, which takes `out` and `fa_version`."""
     try:
         from vllm.v1.attention.backends.fa_utils import flash_attn_varlen_func
     except ImportError:
