@@ -97,10 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
     from vllm_mmc.prove import encoders, report
 
-    families, measured_families = SHIPPED, offered()
-    if args.families is not None:
-        families = measured_families = tuple(args.families.split(","))
-    if unknown := {*families} - {*offered()}:
+    asked = None if args.families is None else tuple(args.families.split(","))
+    if asked is not None and (unknown := {*asked} - {*offered()}):
         return _fail(f"no such family here: {', '.join(sorted(unknown))}")
     if (args.device == "cuda") != torch.cuda.is_available():
         there = "a" if torch.cuda.is_available() else "no"
@@ -110,12 +108,12 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="vllm-mmc-prove-") as name:
         directory = Path(name)
         found["engines"] = {}
-        for family in families:
+        for family in asked or SHIPPED:
             rows, differences = _engines(family, args.device, directory / family)
             found["engines"][family] = rows
             problems += differences
         found["encoders"] = []
-        for plan in encoders.plans(measured_families, quick=args.quick):
+        for plan in encoders.plans(asked or offered(), quick=args.quick):
             print(f"encoder {plan.arch}: measuring ...", file=sys.stderr)
             try:
                 measured = measure(plan, directory / f"encoder-{plan.arch}")
@@ -126,7 +124,8 @@ def run(args: argparse.Namespace) -> int:
             problems += encoders.problems(measured)
     found["problems"] = problems
     print(json.dumps(found["environment"], indent=1))
-    for family, rows in found["engines"].items():
+    engines = {family: rows for family, rows in found["engines"].items() if rows}
+    for family, rows in engines.items():
         print(f"\n{family}, tiny, whole engines\n")
         report.print_table(list(rows[0]), [list(row.values()) for row in rows])
     print("\nOne call of an encoder; floor: the larger of FLOP and bytes\n")

@@ -252,7 +252,7 @@ class Whisper(Case):
     depths = (4, 8, 12)
     first_size = 1
     forward_depth = 12
-    forward_sizes = (1, 4)
+    forward_sizes: ClassVar[tuple[int, ...]] = (1, 4)
     prove_sizes = (1, 4, 16)
     prove_depth = 12
     stock_compiles = False

@@ -104,7 +104,8 @@ def floor_of(tower: Any, run: Callable[[], Any]) -> Floor:
 
     with contextlib.ExitStack() as hooks:
         for name, module in tower.named_modules():
-            watch, with_kwargs = None, False
+            watch: Callable[..., None] | None = None
+            with_kwargs = False
             if isinstance(module, (LinearBase, nn.Linear)):
                 watch = linear
             elif isinstance(module, ConvLayerBase):
