@@ -25,6 +25,7 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from vllm_mmc.attention import cpu_kernel
+from vllm_mmc.compat.capture import capturing
 
 _library = torch.library.Library("vllm_mmc", "FRAGMENT")
 
@@ -251,17 +252,17 @@ def flash_attn_maxseqlen_wrapper(
     _check(q, k, v, cu_seqlens)
     longest = _on_host(max_seqlen, q, cu_seqlens)
     kwargs: dict[str, Any] = {}
+    takes_out = False
     if is_rocm_aiter:
         from aiter import flash_attn_varlen_func
 
         kwargs["window_size"] = (-1, -1)
     else:
-        flash_attn_varlen_func, kwargs = _flash_attn(fa_version)
-    if current_platform.is_cuda() and torch.cuda.is_current_stream_capturing():
-        # In a replay, tokens of no item must not hold what was there before.
-        kwargs["out"] = torch.zeros(
-            q.flatten(0, 1).shape, dtype=q.dtype, device=q.device
-        )
+        flash_attn_varlen_func, takes_out = _flash_attn()
+        if takes_out and fa_version is not None:
+            kwargs["fa_version"] = fa_version
+    if takes_out and capturing():
+        kwargs["out"] = _output(q).flatten(0, 1)
     cu_seqlens = _cu_seqlens(q, cu_seqlens)
     out = flash_attn_varlen_func(
         *(x.flatten(0, 1) for x in (q, k, v)),
@@ -274,6 +275,10 @@ def flash_attn_maxseqlen_wrapper(
         causal=False,
         **kwargs,
     )
+    if not takes_out and capturing():
+        token = torch.arange(out.shape[0], device=q.device)
+        of_an_item = (token >= cu_seqlens[0]) & (token < cu_seqlens[-1])
+        out = torch.where(of_an_item[:, None, None], out, 0)
     return out.contiguous().view(q.shape)
 
 
@@ -292,7 +297,7 @@ def triton_attn_wrapper(
     _check(q, k, v, cu_seqlens)
     longest = _on_host(max_seqlen, q, cu_seqlens)
     cu_seqlens = _cu_seqlens(q, cu_seqlens)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out = _output(q)
     context_attention_fwd(
         *(x.flatten(0, 1) for x in (q, k, v, out)),
         b_start_loc=cu_seqlens[:-1],
@@ -329,18 +334,24 @@ def _cu_seqlens(q: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tenso
     )[: batch + 1]
 
 
-def _flash_attn(
-    fa_version: int | None,
-) -> tuple[Callable[..., torch.Tensor], dict[str, Any]]:
+def _output(q: torch.Tensor) -> torch.Tensor:
+    """What a kernel writes the tokens of items into, and no others.
+
+    In a replay of a CUDA graph, tokens of no item must not hold what was there before.
+    """
+    new = torch.zeros_like if capturing() else torch.empty_like
+    return new(q, memory_format=torch.contiguous_format)
+
+
+def _flash_attn() -> tuple[Callable[..., torch.Tensor], bool]:
+    """The function, and whether it is vLLM's, which takes `out` and `fa_version`."""
     try:
         from vllm.v1.attention.backends.fa_utils import flash_attn_varlen_func
     except ImportError:
         from flash_attn import flash_attn_varlen_func
 
-        return flash_attn_varlen_func, {}
-    if fa_version is None or current_platform.is_rocm():
-        return flash_attn_varlen_func, {}
-    return flash_attn_varlen_func, {"fa_version": fa_version}
+        return flash_attn_varlen_func, False
+    return flash_attn_varlen_func, not current_platform.is_rocm()
 
 
 _register(flash_attn_maxseqlen_wrapper)
