@@ -167,12 +167,12 @@ Milliseconds of one call of encoder attention: vLLM's wrapper, and this package'
 with the provider that it chooses by itself. Each table is one file of
 [benchmarks/results](../benchmarks/results), of one machine. Calls take turns; medians,
 and the least in brackets
-([how](../benchmarks/README.md#3-milliseconds-of-attention-on-cpu)). A case is lengths of
-items x heads x head size.
+([how](../benchmarks/README.md#3-milliseconds-of-attention-on-cpu)). A case is lengths
+of items x heads x head size.
 
 A kind of CPU without a table has not been measured. That is so of CPUs with AMX: their
-path is tested with emulated instructions and in plain C++, and was not run on such a CPU
-([design](design.md#attention)).
+path is tested with emulated instructions and in plain C++, and was not run on such a
+CPU ([design](design.md#attention)).
 {tables}"""
 
 CPU_ATTENTION_TABLE = """

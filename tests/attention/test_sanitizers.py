@@ -45,7 +45,9 @@ for threads in (1, 2, 4):
                     for level in library.levels:
                         if level in tiles and dtype != torch.bfloat16:
                             continue
-                        if level in slow and (threads != 2 or heads == 4):
+                        if level in slow and (threads, heads) != (2, 2):
+                            continue
+                        if level in slow and 577 in lengths:
                             continue
                         for seen in (None, ends):
                             cpu_kernel.varlen_attention(
@@ -56,7 +58,7 @@ print(*calls.items(), sep="\\n")
 """
 
 
-@pytest.mark.slow  # a build without optimisation, and some 3800 calls of it
+@pytest.mark.slow  # a build without optimisation, and some 4000 calls of it
 def test_no_access_outside_and_nothing_undefined(tmp_path: Path) -> None:
     library = tmp_path / "kernel.so"
     files = sorted(map(str, SOURCES.glob("*.cpp")))
@@ -89,6 +91,6 @@ def test_no_access_outside_and_nothing_undefined(tmp_path: Path) -> None:
     assert "runtime error" not in result.stderr
     calls = dict(map(ast.literal_eval, result.stdout.splitlines()))
     assert calls["portable"] == 3 * 5 * 7 * 3 * 2 * 2
-    assert calls["plain_amx"] == calls["plain_avx512_bf16"] == 5 * 7 * 2
+    assert calls["plain_amx"] == calls["plain_avx512_bf16"] == 4 * 7 * 2
     assert set(calls) >= set(cpu_kernel.levels())
     assert ("amx" in calls) == ("avx512_bf16" in calls)
