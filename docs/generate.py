@@ -19,6 +19,7 @@ from vllm_mmc.compat.vllm_version import TESTED
 from vllm_mmc.settings import Settings, variable
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "benchmarks" / "results"
 NOTE = "<!-- Made by `make docs`; edit docs/generate.py or what it reads. -->\n\n"
 
 
@@ -247,6 +248,32 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+CPU_ATTENTION = """\
+# Attention on CPU
+
+Milliseconds of one call of encoder attention: vLLM's wrapper, and this package's op
+with the provider that it chooses by itself. Each table is one file of
+[benchmarks/results](../benchmarks/results), of one machine. Calls take turns; medians,
+and the least in brackets
+([how](../benchmarks/README.md#3-milliseconds-of-attention-on-cpu)). A case is lengths
+of items x heads x head size.
+
+A kind of CPU without a table has not been measured. That is so of CPUs with AMX: their
+path is tested with emulated instructions and in plain C++, and was not run on such a
+CPU ([design](design.md#attention)).
+{tables}"""
+
+CPU_ATTENTION_TABLE = """
+## {title}
+
+{cpu}: {cores} cores, {threads}, PyTorch {torch}; {file}.
+
+| case | dtype | vLLM | ours | vLLM ÷ ours | provider |
+|---|---|---|---|---|---|
+{rows}
+"""
+
+
 def supported_models() -> str:
     low, high = (".".join(map(str, bound)) for bound in TESTED)
     rows = [
@@ -344,7 +371,42 @@ def _docstrings_of_fields(cls: type) -> dict[str, str]:
     }
 
 
+def cpu_attention() -> str:
+    """One table of each result that has the cases by name, not the grid."""
+    tables = []
+    for path in sorted(RESULTS.glob("*/attention*.json")):
+        found = json.loads(path.read_text())
+        environment = found["environment"]
+        clock = environment.get("clock", "wall")
+        threads = environment["threads"] if clock == "wall" else 1
+        rows = [
+            f"| {row['case']} | {row['dtype']} | {_least(row, 'stock')} "
+            f"| {_least(row, 'varlen_attention')} "
+            f"| {row['ratio']['varlen_attention']:.2f} "
+            f"| {', '.join(part[2] for part in row.get('parts', [])) or 'avx512'} |"
+            for row in found["rows"]
+        ]
+        tables.append(
+            CPU_ATTENTION_TABLE.format(
+                title=f"{path.parent.name}, {path.stem}",
+                cpu=environment["cpu"],
+                cores=environment["cores"],
+                threads=f"{threads} thread{'s' if threads > 1 else ''}, {clock}",
+                torch=environment["torch"],
+                file=f"[{path.name}](../{path.relative_to(HERE.parent)})",
+                rows="\n".join(rows),
+            )
+        )
+    return NOTE + CPU_ATTENTION.format(tables="".join(tables))
+
+
+def _least(row: dict[str, dict[str, float]], name: str) -> str:
+    least = f" ({row['least_ms'][name]:.3g})" if "least_ms" in row else ""
+    return f"{row['ms'][name]:.3g}{least}"
+
+
 PAGES = {
+    "cpu-attention.md": cpu_attention,
     "supported-models.md": supported_models,
     "supported-versions.md": supported_versions,
     "configuration.md": configuration,

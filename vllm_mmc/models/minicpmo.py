@@ -65,7 +65,7 @@ class CompiledMiniCPMWhisperEncoderAttention(CompiledWhisperEncoderAttention):
         ops = torch.ops.vllm_mmc
         if self.cpu_op == "varlen_attention":
             out = ops.varlen_attention(
-                q, k, v, self.scale, cu_seqlens, sequence_lengths
+                q, k, v, self.scale, cu_seqlens, sequence_lengths, self.cpu_provider
             )
         else:
             longest = max_seqlen_tensor(max_seqlen)
