@@ -15,7 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmc_testing.recipes import RECIPES
 from vllm_mmc.demo.engine import ENGINE_ENVIRONMENT, default_engine_args
+
+PACKAGES = Path(sys.prefix) / "packages"
+"""What `make setup` installs there is on the path of engines that ask for it only."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,13 @@ def ask(
             }
         )
     )
+    given = {**os.environ, **ENGINE_ENVIRONMENT, **environment}
+    if RECIPES[recipe].packages:
+        given["PYTHONPATH"] = f"{PACKAGES}{os.pathsep}{given['PYTHONPATH']}"
     with log.open("w") as file:
         code = subprocess.run(
             [sys.executable, "-m", "mmc_testing.answers", str(job)],
-            env={**os.environ, **ENGINE_ENVIRONMENT, **environment},
+            env=given,
             stdout=file,
             stderr=subprocess.STDOUT,
         ).returncode
@@ -117,8 +124,6 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
 
     from vllm import LLM, SamplingParams
-
-    from mmc_testing.recipes import RECIPES
 
     recipe = RECIPES[job["recipe"]]
     recipe.mend_stock()

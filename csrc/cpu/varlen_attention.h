@@ -11,6 +11,18 @@
 
 #include <cstdint>
 
+#define INLINE inline __attribute__((always_inline))
+
+// What the compiler knows; clang and icx count differently.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 10
+#define HAS_AVX512_BF16
+#endif
+#if __GNUC__ >= 11 && defined(__linux__)
+#define HAS_AMX
+#endif
+#endif
+
 namespace vllm_mmc {
 
 enum class Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
@@ -32,13 +44,15 @@ struct Attention {
   int64_t heads;
   int64_t kv_heads;  // divides heads
   int64_t head_size;
+  int64_t shortest, longest;  // items of other lengths are left to others
   float scale;
   Dtype dtype;
 };
 
-// The share of one of `threads` workers. Compiled once for each instruction set.
+// The share of one of `threads` workers.
 using Worker = void (*)(const Attention&, int64_t thread, int64_t threads);
 
+// Of varlen_attention.inc, compiled once for each instruction set.
 namespace portable {
 void work(const Attention&, int64_t thread, int64_t threads);
 }
@@ -46,6 +60,20 @@ namespace avx2 {
 void work(const Attention&, int64_t thread, int64_t threads);
 }
 namespace avx512 {
+void work(const Attention&, int64_t thread, int64_t threads);
+}
+
+// Of tiles.inc, for bf16 alone.
+namespace avx512_bf16 {
+void work(const Attention&, int64_t thread, int64_t threads);
+}
+namespace amx {
+void work(const Attention&, int64_t thread, int64_t threads);
+}
+namespace plain_avx512_bf16 {
+void work(const Attention&, int64_t thread, int64_t threads);
+}
+namespace plain_amx {
 void work(const Attention&, int64_t thread, int64_t threads);
 }
 

@@ -58,6 +58,7 @@ PICKED = {
     "gemma4": 1,
     "gemma4_audio": 1,
     "glm4_1v": 1,
+    "granite_speech": 2,
     "internvl": 1,
     "llava_clip": 1,
     "llava_siglip": 1,

@@ -18,6 +18,8 @@ import torch
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Numbers of csrc/cpu/varlen_attention.h; the structs are from there too."""
 
+ALL_LENGTHS = (0, 2**62)
+
 SMALL = 1 << 18
 """Multiplications below which one thread is as fast as several."""
 
@@ -42,6 +44,8 @@ class _Attention(ctypes.Structure):
         ("heads", ctypes.c_int64),
         ("kv_heads", ctypes.c_int64),
         ("head_size", ctypes.c_int64),
+        ("shortest", ctypes.c_int64),
+        ("longest", ctypes.c_int64),
         ("scale", ctypes.c_float),
         ("dtype", ctypes.c_int32),
     )
@@ -62,9 +66,15 @@ class _Library:
             ctypes.c_void_p,
         )
         library.vllm_mmc_level.restype = ctypes.c_char_p
-        names = map(library.vllm_mmc_level, itertools.count())
-        found = itertools.takewhile(lambda name: name is not None, names)
-        self.levels = tuple(name.decode() for name in found)
+        self.states: dict[str, int] = {}
+        state = ctypes.c_int32()
+        for index in itertools.count():
+            name = library.vllm_mmc_level(index, ctypes.byref(state))
+            if name is None:
+                break
+            self.states[name.decode()] = state.value
+        self.indices = {name: index for index, name in enumerate(self.states)}
+        self.levels = tuple(name for name, state in self.states.items() if state == 0)
 
 
 @functools.cache
@@ -100,6 +110,8 @@ def varlen_attention(
     cu_seqlens: torch.Tensor | None,
     kv_lens: torch.Tensor | None = None,
     level: str | None = None,
+    lengths: tuple[int, int] = ALL_LENGTHS,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(q @ k.T * scale) @ v for each item and head.
 
@@ -115,6 +127,9 @@ def varlen_attention(
             batch laid end to end; those of none get 0. None: each row is an item.
         kv_lens: [tokens] int: how many keys of its item each token sees. None: all.
         level: one of `levels()`; default the first.
+        lengths: the shortest and the longest item that is computed; of others, and they
+            alone, the output is not written.
+        out: to write to, [batch, seq, heads, head_size], contiguous.
 
     Returns:
         [batch, seq, heads, head_size], contiguous, of q's dtype.
@@ -124,7 +139,8 @@ def varlen_attention(
         raise RuntimeError("vllm_mmc was installed without its CPU kernel")
     batch, seq, heads, head_size = q.shape
     tokens, items = batch * seq, batch
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    if out is None:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
     if cu_seqlens is not None:
         items = cu_seqlens.shape[0] - 1
         if cu_seqlens.dtype != torch.int32 or cu_seqlens.stride(0) != 1:
@@ -149,13 +165,14 @@ def varlen_attention(
         heads,
         k.shape[2],
         head_size,
+        *lengths,
         scale,
         DTYPES[q.dtype],
     )
     work = tokens * tokens // max(items, 1) * heads * head_size
     failed = library.run(
         ctypes.byref(call),
-        library.levels.index(level) if level else 0,
+        library.indices[level or library.levels[0]],
         torch.get_num_threads() if work > SMALL else 1,
         library.parallel_for,
     )

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM project
+"""For tests/compile/fullgraph/test_multimodal_compile.py of vLLM."""
+
+import pytest
+from vllm.compilation.counter import compilation_counter
+
+LAYERS = 4  # of the tiny encoder in the place of the published one, which has 34
+
+
+# forked, because vLLM's engine leaves the process changed
+@pytest.mark.forked
+def test_llama4_vit_compilation(vllm_runner, monkeypatch):
+    """Patch embedding, layers, pixel shuffle and projector; layers share an artifact.
+
+    vLLM counts Llama4's text model twice.
+    """
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with (
+        compilation_counter.expect(
+            num_models_seen=2 + LAYERS + 3,
+            num_aot_compiles=1 + 1 + 3,
+            num_aot_artifacts_loaded=LAYERS - 1,
+        ),
+        vllm_runner(
+            "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+            compilation_config={"compile_mm_encoder": True},
+        ) as _,
+    ):
+        pass

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM project
+"""For tests/compile/fullgraph/test_multimodal_compile.py of vLLM."""
+
+import pytest
+from vllm.compilation.counter import compilation_counter
+
+LAYERS = 4  # of the tiny encoder in the place of the published one, which has 24
+
+
+# forked, because vLLM's engine leaves the process changed
+@pytest.mark.forked
+@pytest.mark.parametrize(
+    "model",
+    [
+        "Qwen/Qwen3-ASR-1.7B",
+        pytest.param("Qwen/Qwen3-Omni-30B-A3B-Instruct", marks=pytest.mark.slow),
+    ],
+)
+def test_qwen3_audio_encoder_compilation(model, vllm_runner, monkeypatch):
+    """The text model and each layer of the encoder; layers share one artifact.
+
+    vLLM counts the text model twice.
+    """
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with (
+        compilation_counter.expect(
+            num_models_seen=2 + LAYERS,
+            num_aot_compiles=1 + 1,
+            num_aot_artifacts_loaded=LAYERS - 1,
+        ),
+        vllm_runner(model, compilation_config={"compile_mm_encoder": True}) as _,
+    ):
+        pass
