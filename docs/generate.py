@@ -47,8 +47,9 @@ another vLLM the package steps aside with one WARNING.
 - Devices: CPU (compile mode 2) and, through the same code, CUDA (mode 3). No GPU was
   at hand.
 - Images, video and speech, one item or many; tensor and data parallel; quantised and
-  unquantised weights; encoder CUDA graphs, of [audio too](design.md#cuda-graphs-of-audio-encoders).
-  Tower LoRA and offloaded towers run eager.
+  unquantised weights; encoder CUDA graphs, of
+  [audio too](design.md#cuda-graphs-of-audio-encoders). Tower LoRA and offloaded towers
+  run eager.
 - Speech: all clips of a call go through one convolution stem. Qwen2-Audio, Audio
   Flamingo 3, Qwen2.5-Omni, Ultravox, Kimi-Audio, MiniCPM-o, Gemma 4 and Gemma 3n are
   packed: what a clip is padded with is not computed. Audio is understood as [samples,
