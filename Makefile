@@ -25,7 +25,7 @@ export PYTHONPATH := $(abspath $(FRONT))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow record lint docs bench clean
+.PHONY: help setup demo check test test-one test-two test-next test-parts test-upstream test-slow record coverage lint docs site package bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,9 @@ PARTS += e2e/test_serve.py e2e/test_choice.py
 test-parts: $(READY) $(OTHER)
 	$(BIN)/pytest $(PARTS:%=tests/%)
 
+test-upstream: $(READY) $(OTHER) ## vLLM's own tests, with ours in the place of what they test
+	$(BIN)/python tools/vllm_tests.py .vllm
+
 test-slow: $(READY) ## the heavy cases that `make test` leaves out
 	$(BIN)/pytest -m slow
 
@@ -71,11 +74,15 @@ record: $(READY) ## all tests, hours of them, and what passed into docs/
 	$(BIN)/pytest -m 'slow or not slow' --record docs/test-results.json
 	$(BIN)/python docs/generate.py
 
-lint: $(READY) ## style, types, import rules
+coverage: $(READY) ## which lines of the package the unit and compile tests run
+	$(BIN)/pytest tests/unit tests/compile --cov
+
+lint: $(READY) ## style, types, import rules, spelling
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 docs: $(READY) ## write the pages that are made from the code
 	$(BIN)/python docs/generate.py
@@ -88,12 +95,28 @@ patches: $(READY) ## write upstream/models/*/change.patch from our files
 prove-patches: $(READY) ## prove them on a copy of vLLM: engines, half an hour
 	$(BIN)/python upstream/models/prove.py
 
+
+SITE := .venv-docs
+
+site: $(SITE)/.ready ## build the site of docs/ in build/site, and check the manifests
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
+	$(SITE)/bin/kubernetes-validate --strict examples/kubernetes/*.yaml
+
+$(SITE)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --upgrade pip
+	CC=false CXX=false $(SITE)/bin/pip install '.[docs]'
+	@touch $@
+
+package: $(READY) ## build the wheel, install it into a fresh environment, try it
+	$(BIN)/python tools/check_wheel.py
+
 bench: $(READY) ## time the encoders and their compilation; results as JSON
 	$(BIN)/python benchmarks/encoder_forward.py
 	$(BIN)/python benchmarks/compile_time.py
 
 clean: ## remove .venv, caches and build outputs
-	rm -rf $(VENV) .vllm build dist *.egg-info .*_cache .hypothesis
+	rm -rf $(VENV) $(SITE) .vllm .coverage build dist *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml

@@ -42,10 +42,11 @@ LIMIT = 240
 """Seconds for one script. It needs some; a busy machine may need more."""
 FORK = multiprocessing.get_context("fork")
 
-WRONG, RIGHT = "wrong", "right"
+WRONG, RIGHT, TEXT = "wrong", "right", "text"
 MEANING = {
     WRONG: "`repro.py` fails. With the patch, it and `test.py` pass",
     RIGHT: "`repro.py` passes without a patch: there is nothing left to send",
+    TEXT: "a question or a proposal, without `repro.py`",
 }
 
 README = """\
@@ -267,6 +268,8 @@ def check(finding: Finding, package: Path) -> Result:
 
     with copied(package) as copy:
         repro, test = finding.folder / "repro.py", finding.folder / "test.py"
+        if not repro.exists():
+            return result(TEXT, "nothing to run")
         before = run(repro, copy)
         if before.passed:
             return result(RIGHT, f"without a patch: {before.last}")

@@ -44,7 +44,7 @@ class DemoRun:
     module: str
 
 
-RUNS = (
+CASES = (
     DemoRun("stock vLLM, eager", EAGER, "", STOCK_MODULE),
     DemoRun("vllm_mmc, empty cache", COMPILED, "mmc", OUR_MODULE),
     DemoRun("vllm_mmc, warm cache", COMPILED, "mmc", OUR_MODULE),
@@ -98,13 +98,13 @@ def run(args: argparse.Namespace) -> int:
         # Where vLLM notes what it knows of a model class. Not a compile cache, and
         # asking anew costs a process that imports vLLM: keep the user's.
         cache = directory / "cache"
-        _link_model_notes(cache)
+        link_model_notes(cache)
         env = {
             "VLLM_CACHE_ROOT": str(cache),
             "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         }
         found: list[Findings] = []
-        for i, case in enumerate(RUNS):
+        for i, case in enumerate(CASES):
             probe = Probe(
                 checkpoint=str(directory / f"tiny-{args.model}"),
                 family=args.model,
@@ -112,19 +112,19 @@ def run(args: argparse.Namespace) -> int:
                 engine_args=case.engine_args,
                 prompts=[list(items) for items in family.samples],
             )
-            label = f"[{i + 1}/{len(RUNS)}] {case.name}"
+            label = f"[{i + 1}/{len(CASES)}] {case.name}"
             place = directory / f"case{i}"
             place.mkdir()
             env["VLLM_PLUGINS"] = case.plugins
             try:
-                found.append(_run_one(label, probe, place, env))
+                found.append(run_case(label, probe, place, env))
             except RuntimeError as error:
                 print(f"vllm-mmc demo: {case.name}: {error}", file=sys.stderr)
                 return 1
             except KeyboardInterrupt:
                 return 130
     print()
-    _print_table(["", *(case.name for case in RUNS)], _rows(found))
+    print_table(["", *(case.name for case in CASES)], _rows(found))
     largest = family.describe(max(item for items in family.samples for item in items))
     print(
         f"\n{family.title}, {args.depth} encoder blocks, float32, one thread. Answers "
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         f"Embeddings may differ by at most {TOLERANCE:g}. Encoder: median time of one "
         f"call, {largest}."
     )
-    problems = differences(RUNS, found)
+    problems = differences(CASES, found)
     if not problems:
         print("All answers and embeddings agree.")
     for problem in problems:
@@ -183,7 +183,7 @@ def _depth(text: str) -> int:
     return depth
 
 
-def _run_one(
+def run_case(
     label: str, probe: "Probe", directory: Path, env: Mapping[str, str]
 ) -> "Findings":
     from vllm_mmc.demo.probe import Run
@@ -210,7 +210,7 @@ def _run_one(
     return findings
 
 
-def _link_model_notes(cache: Path) -> None:
+def link_model_notes(cache: Path) -> None:
     user_cache = os.environ.get("VLLM_CACHE_ROOT") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "vllm"
     )
@@ -249,7 +249,7 @@ def _rows(found: Sequence["Findings"]) -> list[list[str]]:
     return [[name, *map(value, found)] for name, value in measures.items()]
 
 
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     try:
         from rich.console import Console
         from rich.table import Table
