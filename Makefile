@@ -25,7 +25,11 @@ export PYTHONPATH := $(abspath $(FRONT))
 endif
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
+.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow record upstream lint docs bench clean
+=======
 .PHONY: help setup demo check test test-one test-two test-next test-parts test-upstream test-slow record coverage lint docs site package bench clean
+>>>>>>> main
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -74,10 +78,17 @@ record: $(READY) ## all tests, hours of them, and what passed into docs/
 	$(BIN)/pytest -m 'slow or not slow' --record docs/test-results.json
 	$(BIN)/python docs/generate.py
 
+<<<<<<< HEAD
+upstream: $(READY) $(OTHER) ## each finding for vLLM, before and after its patch
+	$(BIN)/python upstream/check.py
+
+lint: $(READY) ## style, types, import rules
+=======
 coverage: $(READY) ## which lines of the package the unit and compile tests run
 	$(BIN)/pytest tests/unit tests/compile --cov
 
 lint: $(READY) ## style, types, import rules, spelling
+>>>>>>> main
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
