@@ -37,6 +37,7 @@ from mmc_testing.parity import assert_close
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.demo import media
+from vllm_mmc.encoder import audio_graphs
 
 ARCHITECTURES = {entry.family: entry.architecture for entry in CATALOG}
 BUDGETS: dict[str, list[int]] = {
@@ -171,6 +172,11 @@ def test_budgets_are_warmed_and_sizes_logged(qwen2_audio: Path) -> None:
         shapes.limit = 1000
         warmed = model.warm_up_sizes(model.audio_encoder)
         ranges = {shapes.bounds(size).range for size in warmed}
+        why_not = audio_graphs._why_no_graph
+        assert why_not(model.audio_encoder) is None
+        platform = mock.Mock(is_cuda_alike=lambda: True)
+        with mock.patch.object(audio_graphs, "current_platform", platform):
+            assert "TORCH_SDPA" in str(why_not(model.audio_encoder))
         tokens = [2 * budget for budget in BUDGETS["qwen2_audio"]]
         assert {shapes.bounds(size).range for size in tokens} <= ranges
         assert ranges == {(60, 60), (1, 1000), None}
@@ -252,7 +258,7 @@ def test_equals_eager(
 
 def test_replays_are_counted(graphs: Graphs) -> None:
     manager, stand_in = graphs.manager, graphs.stand_in
-    assert stand_in.captures == len(manager.token_budgets)
+    assert stand_in.captures == manager.get_num_graphs_to_capture()
     hits, replays, counted = manager.graph_hits, stand_in.replays, counters.replays
     graphs.assert_equal(1.0)
     assert (manager.graph_hits, stand_in.replays) == (hits + 1, replays + 1)

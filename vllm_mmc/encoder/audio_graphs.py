@@ -284,7 +284,7 @@ class AudioGraphs:
         self, vllm_config: VllmConfig
     ) -> tuple[int, int]:
         least = self._model.audio_encoder.least_share
-        most = max((encoder_budget(vllm_config) or 0) // least, 1) * least
+        most = max(encoder_budget(vllm_config) or 0, least)
         if self._vision is not None:
             vision = self._vision.get_encoder_cudagraph_budget_range(vllm_config)
             return min(least, vision[0]), max(most, vision[1])
@@ -432,6 +432,6 @@ def _why_no_graph(encoder: AudioGraphEncoder) -> str | None:
         for module in encoder.modules()
         if isinstance(module, MMEncoderAttention)
     }
-    if current_platform.is_cuda() and AttentionBackendEnum.TORCH_SDPA in backends:
+    if current_platform.is_cuda_alike() and AttentionBackendEnum.TORCH_SDPA in backends:
         return "the attention backend TORCH_SDPA waits for the device"
     return None
