@@ -22,9 +22,9 @@ from vllm_mmc.compilation.decorators import is_compiled_class
 from vllm_mmc.encoder.interfaces import CompiledEncoder
 
 ATTENTION = {"vllm_mmc.flash_attn_maxseqlen_wrapper.default": 1}
-# Module, class of a region -> kernels that Inductor generates, products of cuBLAS, operators
-# that stay as they are. More of the first means that something is not fused any more,
-# fewer that something is: both are worth a look.
+# Module, class of a region -> kernels that Inductor generates, products of cuBLAS,
+# operators that stay as they are. More of the first means that something is not fused
+# any more, fewer that something is: both are worth a look.
 KERNELS = {
     "vllm_mmc.models.qwen2_5_vl": {
         "CompiledQwen2_5_VisionPatchEmbed": (1, 1, {}),
