@@ -142,7 +142,8 @@ def split(wheels: Sequence[Path], kit: Path, part: int = PART) -> None:
     kit.mkdir(parents=True)
     manifest = {}
     for wheel in wheels:
-        digest, names = hashlib.sha256(), []
+        digest = hashlib.sha256()
+        names: list[str] = []
         with wheel.open("rb") as source:
             while chunk := source.read(part):
                 digest.update(chunk)

@@ -49,7 +49,7 @@ class Start:
     """
 
     runner: str
-    case: demo.Case
+    case: demo.DemoRun
 
 
 def add_parser(subparsers: Any) -> None:
@@ -151,13 +151,13 @@ def _fail(reason: str) -> int:
 def starts(device: str) -> list[Start]:
     """Returns the engines that are started; the first of them is the truth."""
     cases = [
-        demo.CASES[0],
-        demo.Case("ours, eager", demo.EAGER, "mmc", demo.OUR_MODULE),
-        *demo.CASES[1:],
+        demo.RUNS[0],
+        demo.DemoRun("ours, eager", demo.EAGER, "mmc", demo.OUR_MODULE),
+        *demo.RUNS[1:],
     ]
     if device == "cpu":  # vLLM's V2 runner needs Triton there
         return [Start("V1", case) for case in cases]
-    graphs = demo.Case("vllm_mmc, CUDA graphs", GRAPHS, "mmc", demo.OUR_MODULE)
+    graphs = demo.DemoRun("vllm_mmc, CUDA graphs", GRAPHS, "mmc", demo.OUR_MODULE)
     # The runners differ in how they call an encoder, and what they call is the same.
     return [*(Start("V2", case) for case in (*cases, graphs)), Start("V1", graphs)]
 
