@@ -357,7 +357,7 @@ def preload() -> None:
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
     for name in PRELOADED:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(ImportError, OSError):
             importlib.import_module(name)
     assert "vllm" not in sys.modules
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 HOOKS = [
     path
     for path in sorted(ROOT.glob("vllm_mmc/compat/*.py"))
-    if path.stem not in ("__init__", "symbols", "vllm_version")
+    if "\ndef applies(" in path.read_text()
 ]
 
 

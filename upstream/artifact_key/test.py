@@ -14,7 +14,6 @@ from vllm.config import (
     set_current_vllm_config,
 )
 from vllm.envs import disable_envs_cache
-from vllm.forward_context import set_forward_context
 
 
 class Linear(torch.nn.Module):
@@ -56,14 +55,12 @@ OtherMod = support_torch_compile(dynamic_arg_dims={"x": 0})(
 )
 
 
-def make_config(mode: CompilationMode, backend: str) -> VllmConfig:
-    vllm_config = VllmConfig(
+def make_config() -> VllmConfig:
+    return VllmConfig(
         compilation_config=CompilationConfig(
-            mode=mode, backend=backend, compile_sizes=[]
+            mode=CompilationMode.DYNAMO_TRACE_ONCE, backend="eager"
         )
     )
-    vllm_config.compilation_config.mode = mode  # CPU would take another one
-    return vllm_config
 
 
 @pytest.fixture
@@ -88,7 +85,7 @@ def aot_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ids=["equal", "class", "submodule", "number", "shape", "wrapped"],
 )
 def test_key_has_what_the_graph_holds(other, cls, shared: bool):
-    vllm_config = make_config(CompilationMode.DYNAMO_TRACE_ONCE, "eager")
+    vllm_config = make_config()
     directories = []
     with set_current_vllm_config(vllm_config), torch.inference_mode():
         for mod in (
@@ -102,7 +99,7 @@ def test_key_has_what_the_graph_holds(other, cls, shared: bool):
 
 @pytest.mark.usefixtures("aot_cache")
 def test_key_has_the_size_of_a_packed_weight():
-    vllm_config = make_config(CompilationMode.DYNAMO_TRACE_ONCE, "eager")
+    vllm_config = make_config()
     directories = set()
     with set_current_vllm_config(vllm_config), torch.inference_mode():
         for size in (4, 5):
@@ -110,17 +107,3 @@ def test_key_has_the_size_of_a_packed_weight():
             assert mod(torch.randn(5, 8)).shape == (5, size)
             directories.add(vllm_config.compilation_config.local_cache_dir)
     assert len(directories) == 2
-
-
-@pytest.mark.usefixtures("aot_cache")
-def test_an_artifact_is_not_loaded_for_another_submodule():
-    vllm_config = make_config(CompilationMode.VLLM_COMPILE, "inductor")
-    with (
-        set_current_vllm_config(vllm_config),
-        set_forward_context({}, vllm_config),
-        torch.inference_mode(),
-    ):
-        for proj in (Linear(4), Doubled(4), Linear(4)):
-            x = torch.randn(5, 8)
-            mod = CompiledMod(proj, vllm_config=vllm_config)
-            torch.testing.assert_close(mod(x), proj(x))
