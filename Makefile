@@ -25,11 +25,8 @@ export PYTHONPATH := $(abspath $(FRONT))
 endif
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow record upstream lint docs bench clean
-=======
-.PHONY: help setup demo check test test-one test-two test-next test-parts test-upstream test-slow record coverage lint docs site package bench clean
->>>>>>> main
+.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow test-upstream
+.PHONY: record coverage upstream patches prove-patches lint docs site package bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -78,17 +75,13 @@ record: $(READY) ## all tests, hours of them, and what passed into docs/
 	$(BIN)/pytest -m 'slow or not slow' --record docs/test-results.json
 	$(BIN)/python docs/generate.py
 
-<<<<<<< HEAD
 upstream: $(READY) $(OTHER) ## each finding for vLLM, before and after its patch
 	$(BIN)/python upstream/check.py
 
-lint: $(READY) ## style, types, import rules
-=======
 coverage: $(READY) ## which lines of the package the unit and compile tests run
 	$(BIN)/pytest tests/unit tests/compile --cov
 
 lint: $(READY) ## style, types, import rules, spelling
->>>>>>> main
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -98,14 +91,11 @@ lint: $(READY) ## style, types, import rules, spelling
 docs: $(READY) ## write the pages that are made from the code
 	$(BIN)/python docs/generate.py
 
-.PHONY: patches prove-patches
-
 patches: $(READY) ## write upstream/models/*/change.patch from our files
 	$(BIN)/python tools/make_patches.py
 
 prove-patches: $(READY) ## prove them on a copy of vLLM: engines, half an hour
 	$(BIN)/python upstream/models/prove.py
-
 
 SITE := .venv-docs
 

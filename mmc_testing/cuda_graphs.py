@@ -146,7 +146,8 @@ class StandIn:
         body = model.encoder_cudagraph_forward
 
         def capture(values: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
-            host = {name: x for name, x in values.items() if x.dim() == 0}
+            tensors = {n: x for n, x in values.items() if x is not None}
+            host = {name: x for name, x in tensors.items() if x.dim() == 0}
             read = {name: x.clone() for name, x in host.items()}
             trace, found = self._traced(body, values, kwargs, host)
 
@@ -207,7 +208,7 @@ class StandIn:
             found = prepare(*args, **kwargs)
             for name, buffer in graph.input_buffers.items():
                 kept = found.values.get(name, buffer) is None
-                if buffer.dim() and not kept:
+                if buffer is not None and buffer.dim() and not kept:
                     poison(buffer)
             poison(graph.output_buffer)
             graph.graph.output = graph.output_buffer

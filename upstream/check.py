@@ -66,7 +66,8 @@ Each folder has one fault of vLLM's: `repro.py` shows it, `change.patch` mends i
 `test.py` is for vLLM's tests, `pr.md` is for the pull request. `make upstream` proves
 all of them on a copy of the installed vLLM. A person submits them, a bundle at a time:
 [CONTRIBUTING.md](../CONTRIBUTING.md) says how. What this package has mended, and where
-each goes, is in [ours.md](ours.md).
+each goes, is in [ours.md](ours.md). `models/` has our encoders as patches of vLLM's own
+files, made by `tools/make_patches.py`.
 
 | finding | {releases} | related |
 |---|{dashes}|
@@ -143,11 +144,13 @@ def readme() -> str:
     for bundle, members in bundles.items():
         rows.append(f"| **{bundle}** |{' |' * (len(states) + 1)}")
         for one in members:
-            told = [of.get(one.name, "") for of in states.values()]
+            told = [of.get(one.name, "not run") for of in states.values()]
             if one.patch is None:
                 told = [f"{t}, no patch" if t == WRONG else t for t in told]
-            cells = [f"[{one.title}]({one.name}/pr.md)", *told, _links(one.related)]
-            rows.append(f"| {' | '.join(cells)} |")
+            title = f"[{one.title}]({one.name}/pr.md)"
+            if one.needs:
+                title += f", never without [{one.needs}]({one.needs}/pr.md)"
+            rows.append(f"| {' | '.join((title, *told, _links(one.related)))} |")
     return README.format(
         releases=" | ".join(states),
         dashes="---|" * len(states) + "---",
@@ -164,7 +167,7 @@ def readme() -> str:
 
 def _links(related: tuple[str, ...]) -> str:
     return ", ".join(
-        f"[{one.removeprefix('vllm-project/vllm')}]"
+        f"[{re.sub('^vllm-project/vllm#', '#', one)}]"
         f"(https://github.com/{one.replace('#', '/issues/')})"
         for one in related
     )

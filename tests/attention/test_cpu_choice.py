@@ -3,6 +3,7 @@
 """Who computes attention on which kind of CPU, and that each item is computed once."""
 
 import itertools
+from dataclasses import fields
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ from vllm_mmc.attention.cpu_kernel import State
 from vllm_mmc.attention.mm_encoder_attention import MMEncoderAttention
 from vllm_mmc.attention.reference import attention_reference
 from vllm_mmc.encoder.install import EncoderPlan, InstallReport, install
+from vllm_mmc.settings import Settings
 
 OPS = torch.ops.vllm_mmc
 PATHS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
@@ -95,6 +97,12 @@ def test_each_kind_of_cpu(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for length in LENGTHS:
             (found,) = (p for p in parts if p.shortest <= length <= p.longest)
             assert found.provider == (short if length <= 64 else long), length
+
+
+def test_the_setting_has_all_names() -> None:
+    (field,) = (f for f in fields(Settings) if f.name == "cpu_attention")
+    for provider in (cpu_choice.AUTO, *cpu_choice.PROVIDERS):
+        assert field.metadata["parse"](provider) == provider
 
 
 @pytest.mark.parametrize("provider", cpu_choice.PROVIDERS)

@@ -17,27 +17,30 @@ from mmc_testing.as_on_cuda import as_on_cuda
 from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import load_model, stock_class, tower_context
 from mmc_testing.triton_code import Kernels, kernels_on_cuda
+from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.decorators import is_compiled_class
 from vllm_mmc.encoder.interfaces import CompiledEncoder
 
 ATTENTION = {"vllm_mmc.flash_attn_maxseqlen_wrapper.default": 1}
-# Class of a region -> kernels that Inductor generates, products of cuBLAS, operators
-# that stay as they are. More of the first means that something is not fused any more,
-# fewer that something is: both are worth a look.
+# Module, class of a region -> kernels that Inductor generates, products of cuBLAS,
+# operators that stay as they are. More of the first means that something is not fused
+# any more, fewer that something is: both are worth a look.
 KERNELS = {
-    "qwen2_5_vl": {
+    "vllm_mmc.models.qwen2_5_vl": {
         "CompiledQwen2_5_VisionPatchEmbed": (1, 1, {}),
         "CompiledQwen2_5_VisionBlock": (5, 4, ATTENTION),
         "CompiledQwen2_5_VisionPatchMerger": (2, 2, {}),
     },
-    "llama4": {
+    "vllm_mmc.models.llama4": {
         "CompiledLlama4UnfoldConvolution": (1, 1, {}),
         "CompiledLlama4VisionEncoderLayer": (5, 4, ATTENTION),
         "CompiledLlama4VisionPixelShuffleMLP": (3, 2, {}),
         "CompiledLlama4MultiModalProjector": (0, 1, {}),
     },
-    "whisper": {"CompiledWhisperEncoderLayer": (4, 4, ATTENTION)},
-    "qwen3_asr": {"CompiledQwen3OmniMoeAudioEncoderLayer": (4, 4, ATTENTION)},
+    "vllm_mmc.models.whisper": {"CompiledWhisperEncoderLayer": (4, 4, ATTENTION)},
+    "vllm_mmc.models.qwen3_asr": {
+        "CompiledQwen3OmniMoeAudioEncoderLayer": (4, 4, ATTENTION)
+    },
 }
 Call = tuple[nn.Module, dict[str, Any]]
 
@@ -72,8 +75,13 @@ def as_recorded(kernels: Kernels) -> tuple[int, int, dict[str, int]]:
 
 
 @pytest.mark.forked
-@pytest.mark.parametrize("family", KERNELS)
-def test_of_regions(family: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("module", KERNELS)
+def test_of_regions(module: str, request: pytest.FixtureRequest) -> None:
+    family = next(
+        entry.family
+        for entry in CATALOG
+        if (entry.mixin or entry.model).startswith(f"{module}:")
+    )
     checkpoint = request.getfixturevalue(family)
     found = {}
     with (
@@ -91,9 +99,9 @@ def test_of_regions(family: str, request: pytest.FixtureRequest) -> None:
                 if isinstance(encoder, CompiledEncoder):
                     tokens = 2 * max(encoder.token_multiple, 24)
                     model.run_dummy_encoder(encoder, tokens)
-        for name, (module, arguments) in calls.items():
-            found[name] = as_recorded(kernels_on_cuda(module, arguments))
-    assert found == KERNELS[family]
+        for name, (region, arguments) in calls.items():
+            found[name] = as_recorded(kernels_on_cuda(region, arguments))
+    assert found == KERNELS[module]
 
 
 @pytest.mark.forked
@@ -115,6 +123,6 @@ def test_complex_angles_are_not_fused(llama4: Path) -> None:
             tower(torch.zeros(2, 3, size, size, dtype=torch.bfloat16))
         ((module, arguments),) = calls.values()
         stock = kernels_on_cuda(module, arguments)
-    ours, *_ = KERNELS["llama4"]["CompiledLlama4VisionEncoderLayer"]
+    ours, *_ = KERNELS["vllm_mmc.models.llama4"]["CompiledLlama4VisionEncoderLayer"]
     assert stock.generated > ours
     assert any("complex" in name for name in stock.others), stock

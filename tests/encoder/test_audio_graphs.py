@@ -28,6 +28,7 @@ from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.cuda_graphs import StandIn, cuda_graphs_on_cpu
 from mmc_testing.engine import (
     batch_items,
+    embed_inputs,
     load_model,
     process_items,
     tower_context,
@@ -35,6 +36,8 @@ from mmc_testing.engine import (
 from mmc_testing.parity import assert_close
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
+from vllm_mmc.demo import media
+from vllm_mmc.encoder import audio_graphs
 
 ARCHITECTURES = {entry.family: entry.architecture for entry in CATALOG}
 BUDGETS: dict[str, list[int]] = {
@@ -169,6 +172,11 @@ def test_budgets_are_warmed_and_sizes_logged(qwen2_audio: Path) -> None:
         shapes.limit = 1000
         warmed = model.warm_up_sizes(model.audio_encoder)
         ranges = {shapes.bounds(size).range for size in warmed}
+        why_not = audio_graphs._why_no_graph
+        assert why_not(model.audio_encoder) is None
+        platform = mock.Mock(is_cuda_alike=lambda: True)
+        with mock.patch.object(audio_graphs, "current_platform", platform):
+            assert "TORCH_SDPA" in str(why_not(model.audio_encoder))
         tokens = [2 * budget for budget in BUDGETS["qwen2_audio"]]
         assert {shapes.bounds(size).range for size in tokens} <= ranges
         assert ranges == {(60, 60), (1, 1000), None}
@@ -179,6 +187,34 @@ def test_budgets_are_warmed_and_sizes_logged(qwen2_audio: Path) -> None:
             # 1 s and 3 s of speech, of 50 tokens each second, in one replay. The
             # stand-in runs the body, which records the size of the graph.
             assert record.mock_calls == [mock.call(200), mock.call(400)]
+
+
+def test_two_encoders_by_paths(qwen2_5_omni: Path) -> None:
+    """Speech, and pictures by Qwen2.5-VL's graphs, which stock lacks for this model."""
+    family = FAMILIES["qwen2_5_omni"]
+    pictures = [
+        {
+            "prompt": family.prompt("Who?", images=1),
+            "multi_modal_data": {"image": [media.photograph_at(*size)]},
+        }
+        for size in ((280, 336), (224, 224), (504, 588))  # 120, 64, 378 embeddings
+    ]
+    budgets = {"encoder_cudagraph_token_budgets": [70, 200]}
+    with context("qwen2_5_omni", qwen2_5_omni, **budgets) as config:
+        model = load(config, "qwen2_5_omni")
+        with captured(config, "qwen2_5_omni", model) as graphs:
+            assert graphs.stand_in.captures == 4, "two budgets, two encoders"
+            manager = graphs.manager
+            assert manager.supports_modality("image")
+            graphs.assert_equal(3.0, 1.0, 30.0)
+            assert (graphs.stand_in.replays, manager.graph_misses) == (1, 1)
+            seen = embed_inputs(config, pictures)
+            with torch.inference_mode():
+                found = manager.execute(seen)
+                expected = model.embed_multimodal(**seen)
+            for item, wanted in zip(found, expected, strict=True):
+                assert_close("picture", item, wanted, ratio=1e-5)
+            assert (graphs.stand_in.replays, manager.graph_misses) == (2, 2)
 
 
 # What follows shares one model of each family, so what loads another stands above.
@@ -222,7 +258,7 @@ def test_equals_eager(
 
 def test_replays_are_counted(graphs: Graphs) -> None:
     manager, stand_in = graphs.manager, graphs.stand_in
-    assert stand_in.captures == len(manager.token_budgets)
+    assert stand_in.captures == manager.get_num_graphs_to_capture()
     hits, replays, counted = manager.graph_hits, stand_in.replays, counters.replays
     graphs.assert_equal(1.0)
     assert (manager.graph_hits, stand_in.replays) == (hits + 1, replays + 1)

@@ -53,8 +53,13 @@ def started(tmp_path: Path, fails: str) -> tuple[int, list[list[str]]]:
 
 def parsed(command: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the real command makes of its arguments; it does nothing."""
-    found = []
-    monkeypatch.setattr(cache, "run_import", lambda args: found.append(args) or 0)
+    found: list[Any] = []
+
+    def run(args: Any) -> int:
+        found.append(args)
+        return 0
+
+    monkeypatch.setattr(cache, "run_import", run)
     assert command[0] == "vllm-mmc" and main.main(command[1:]) == 0
     return found[0]
 

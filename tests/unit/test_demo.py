@@ -35,7 +35,7 @@ OURS = dataclasses.replace(STOCK, model="vllm_mmc.models.qwen2_5_vl:Compiled")
 
 def differences(**changes: Any) -> list[str]:
     warm = dataclasses.replace(OURS, **changes)
-    return demo.differences(demo.CASES, [STOCK, OURS, warm])
+    return demo.differences(demo.RUNS, [STOCK, OURS, warm])
 
 
 def shifted(by: float) -> list[np.ndarray]:

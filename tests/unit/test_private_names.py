@@ -28,8 +28,9 @@ ALLOWED = {
     ("prove/towers.py", "_dict"),
     # PyTorch's name of all convolutions.
     ("prove/floor.py", "_ConvNd"),
-    # Of a model class that is called without a model.
-    ("prove/cases.py", "_process_audio_input"),
+    # What vLLM's processor says of lengths, and how many frames Dynamo has seen.
+    ("prove/cases.py", "_get_feat_extract_output_lengths"),
+    ("prove/providers.py", "_dynamo"),
     # Python's own.
     ("encoder/on_meta.py", "_getframe"),
 }

@@ -64,7 +64,10 @@ def measured(*rows: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_what_is_wrong_is_said() -> None:
-    assert list(encoders.problems(measured(row(), {"provider": "floor"}))) == []
+    assert (
+        list(encoders.problems(measured(row(), {"provider": "floor", "size": 64})))
+        == []
+    )
     wrong = row(equal=False, rms_to_truth=0.5), row(waits="called a synchronizing")
     first, second = encoders.problems(measured(*wrong))
     assert first == "an encoder, 64 patches, ours: error 0.5, allowed 0.002"

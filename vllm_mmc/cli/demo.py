@@ -44,7 +44,7 @@ class DemoRun:
     module: str
 
 
-CASES = (
+RUNS = (
     DemoRun("stock vLLM, eager", EAGER, "", STOCK_MODULE),
     DemoRun("vllm_mmc, empty cache", COMPILED, "mmc", OUR_MODULE),
     DemoRun("vllm_mmc, warm cache", COMPILED, "mmc", OUR_MODULE),
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
             "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         }
         found: list[Findings] = []
-        for i, case in enumerate(CASES):
+        for i, case in enumerate(RUNS):
             probe = Probe(
                 checkpoint=str(directory / f"tiny-{args.model}"),
                 family=args.model,
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
                 engine_args=case.engine_args,
                 prompts=[list(items) for items in family.samples],
             )
-            label = f"[{i + 1}/{len(CASES)}] {case.name}"
+            label = f"[{i + 1}/{len(RUNS)}] {case.name}"
             place = directory / f"case{i}"
             place.mkdir()
             env["VLLM_PLUGINS"] = case.plugins
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 return 130
     print()
-    print_table(["", *(case.name for case in CASES)], _rows(found))
+    print_table(["", *(case.name for case in RUNS)], _rows(found))
     largest = family.describe(max(item for items in family.samples for item in items))
     print(
         f"\n{family.title}, {args.depth} encoder blocks, float32, one thread. Answers "
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         f"Embeddings may differ by at most {TOLERANCE:g}. Encoder: median time of one "
         f"call, {largest}."
     )
-    problems = differences(CASES, found)
+    problems = differences(RUNS, found)
     if not problems:
         print("All answers and embeddings agree.")
     for problem in problems:

@@ -49,7 +49,7 @@ class Start:
     """
 
     runner: str
-    case: demo.Case
+    case: demo.DemoRun
 
 
 def add_parser(subparsers: Any) -> None:
@@ -77,6 +77,11 @@ def add_parser(subparsers: Any) -> None:
         "--families",
         help="separated by commas (default: engines of "
         f"{', '.join(SHIPPED)}, encoders of all that are measured)",
+    )
+    parser.add_argument(
+        "--no-engines",
+        action="store_true",
+        help="encoders alone, as with a vLLM that this package is not tested with",
     )
     parser.add_argument(
         "--quick", action="store_true", help="tiny encoders, one size, few rounds"
@@ -108,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="vllm-mmc-prove-") as name:
         directory = Path(name)
         found["engines"] = {}
-        for family in asked or SHIPPED:
+        for family in () if args.no_engines else asked or SHIPPED:
             rows, differences = _engines(family, args.device, directory / family)
             found["engines"][family] = rows
             problems += differences
@@ -146,13 +151,13 @@ def _fail(reason: str) -> int:
 def starts(device: str) -> list[Start]:
     """Returns the engines that are started; the first of them is the truth."""
     cases = [
-        demo.CASES[0],
-        demo.Case("ours, eager", demo.EAGER, "mmc", demo.OUR_MODULE),
-        *demo.CASES[1:],
+        demo.RUNS[0],
+        demo.DemoRun("ours, eager", demo.EAGER, "mmc", demo.OUR_MODULE),
+        *demo.RUNS[1:],
     ]
     if device == "cpu":  # vLLM's V2 runner needs Triton there
         return [Start("V1", case) for case in cases]
-    graphs = demo.Case("vllm_mmc, CUDA graphs", GRAPHS, "mmc", demo.OUR_MODULE)
+    graphs = demo.DemoRun("vllm_mmc, CUDA graphs", GRAPHS, "mmc", demo.OUR_MODULE)
     # The runners differ in how they call an encoder, and what they call is the same.
     return [*(Start("V2", case) for case in (*cases, graphs)), Start("V1", graphs)]
 

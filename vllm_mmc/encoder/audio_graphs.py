@@ -12,7 +12,8 @@ follows from lengths is computed on the host, before the body, in eager too
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -44,8 +45,10 @@ from vllm_mmc.encoder.packed import Ints, host_lengths
 
 logger = init_logger(__name__)
 
-PATH = "audio"
-"""vLLM's name for one encoder of a model that may have several."""
+AUDIO, VISION = "audio", "vision"
+"""vLLM's paths: the encoders of one model, captured apart."""
+PREFIX = "audio."
+"""Of the audio encoder's buffers: vLLM keeps those of all paths by name."""
 MAX_SEQLEN = "max_seqlen"
 """An input on the host: a capture reads it, and no replay does."""
 NO_BUDGET = 2**30
@@ -179,6 +182,10 @@ class SupportsAudioGraphs(SupportsCompiledEncoder):
         """
         raise NotImplementedError
 
+    def vision_graphs(self) -> Any:
+        """`SupportsEncoderCudaGraph` for the vision encoder; None: it runs eager."""
+        return None
+
     def _install(self, names: Iterable[str], vllm_config: VllmConfig) -> None:
         super()._install(names, vllm_config)
         config = vllm_config.compilation_config
@@ -226,40 +233,72 @@ class AudioGraphs:
         self._model = model
         self._vllm_config = vllm_config
 
+    @cached_property
+    def _vision(self) -> Any:
+        return self._model.vision_graphs()
+
     def _budgets(self) -> list[int]:
         """Those that vLLM will capture."""
         config = self._vllm_config
         dtype = config.model_config.dtype
         model: Any = self._model
         manager = EncoderCudaGraphManager(config, torch.device("cpu"), dtype, model)
-        return manager.path_token_budgets[PATH]
+        return [budget for budget in manager.path_token_budgets[AUDIO] if budget]
 
     def get_encoder_cudagraph_config(self) -> EncoderCudaGraphConfig:
         inputs = self._model.audio_encoder.graph_inputs
-        return EncoderCudaGraphConfig(
+        config = EncoderCudaGraphConfig(
             modalities=["audio"],
-            buffer_keys=[*inputs, MAX_SEQLEN],
-            padding_logics=dict(inputs),
+            buffer_keys=[PREFIX + name for name in (*inputs, MAX_SEQLEN)],
+            padding_logics={PREFIX + name: inputs[name] for name in inputs},
             out_hidden_size=self._vllm_config.model_config.get_inputs_embeds_size(),
-            paths={PATH: EncoderCudaGraphPathConfig()},
+            paths={AUDIO: EncoderCudaGraphPathConfig()},
+        )
+        if self._vision is not None:
+            vision = self._vision.get_encoder_cudagraph_config()
+            config.modalities += vision.modalities
+            config.buffer_keys += vision.buffer_keys
+            config.padding_logics |= vision.padding_logics
+            config.max_frames_per_video = vision.max_frames_per_video
+            both = EncoderCudaGraphPathConfig(allow_zero_tokens=True)
+            config.paths = {AUDIO: both, VISION: both}
+        return config
+
+    def _sees(self, mm_kwargs: Mapping[str, Any]) -> bool:
+        """Whether the vision encoder's graphs are asked."""
+        return self._vision is not None and bool(
+            mm_kwargs.keys() & {"pixel_values", "pixel_values_videos"}
         )
 
     def get_input_modality(self, mm_kwargs: dict[str, Any]) -> str:
+        if self._sees(mm_kwargs):
+            return self._vision.get_input_modality(mm_kwargs)
         return "audio"
 
     def get_max_frames_per_video(self) -> int:
+        if self._vision is not None:
+            return self._vision.get_max_frames_per_video()
         return 1
 
     def get_encoder_cudagraph_budget_range(
         self, vllm_config: VllmConfig
     ) -> tuple[int, int]:
         least = self._model.audio_encoder.least_share
-        most = encoder_budget(vllm_config) or 0
-        return least, max(most // least, 1) * least
+        most = max(encoder_budget(vllm_config) or 0, least)
+        if self._vision is not None:
+            vision = self._vision.get_encoder_cudagraph_budget_range(vllm_config)
+            return min(least, vision[0]), max(most, vision[1])
+        return least, most
 
     def get_encoder_cudagraph_item_specs(
         self, mm_kwargs: dict[str, Any]
     ) -> list[EncoderItemSpec]:
+        if self._sees(mm_kwargs):
+            specs = self._vision.get_encoder_cudagraph_item_specs(mm_kwargs)
+            return [
+                replace(spec, path_output_tokens={VISION: spec.output_tokens})
+                for spec in specs
+            ]
         items = self._model.audio_items(mm_kwargs)
         if items is None:
             # For instance embeddings, which are returned as they came.
@@ -267,11 +306,13 @@ class AudioGraphs:
             embeddings = np.array([len(x) for x in found], np.int64)
             items = AudioItems(embeddings, np.full(len(embeddings), NO_BUDGET))
         pairs = zip(items.embeddings.tolist(), items.shares.tolist(), strict=True)
-        return [EncoderItemSpec(n, n, {PATH: share}) for n, share in pairs]
+        return [EncoderItemSpec(n, n, {AUDIO: share}) for n, share in pairs]
 
     def select_encoder_cudagraph_items(
         self, mm_kwargs: dict[str, Any], indices: list[int]
     ) -> dict[str, Any]:
+        if self._sees(mm_kwargs):
+            return self._vision.select_encoder_cudagraph_items(mm_kwargs, indices)
         return self._model.select_audio(mm_kwargs, indices)
 
     def prepare_encoder_cudagraph_capture_inputs(
@@ -281,12 +322,16 @@ class AudioGraphs:
         max_frames_per_batch: int,
         device: torch.device,
         dtype: torch.dtype,
-        path: str = PATH,
+        path: str = AUDIO,
         axis_keys: tuple[Any, ...] | None = None,
     ) -> EncoderCudaGraphCaptureInputs:
+        if path == VISION:
+            return self._vision.prepare_encoder_cudagraph_capture_inputs(
+                token_budget, max_batch_size, max_frames_per_batch, device, dtype
+            )
         encoder = self._model.audio_encoder
         values = {
-            name: torch.full(
+            PREFIX + name: torch.full(
                 shape,
                 encoder.graph_inputs[name].fill or 0,
                 dtype=encoder.graph_inputs[name].dtype or dtype,
@@ -296,7 +341,7 @@ class AudioGraphs:
         }
         if (longest := encoder.graph_max_seqlen) is not None:
             # Kernels read it when they are captured, so no replay may exceed it.
-            values[MAX_SEQLEN] = max_seqlen_tensor(longest)
+            values[PREFIX + MAX_SEQLEN] = max_seqlen_tensor(longest)
         return EncoderCudaGraphCaptureInputs(values)
 
     def prepare_encoder_cudagraph_replay_buffers(
@@ -304,27 +349,37 @@ class AudioGraphs:
         mm_kwargs: dict[str, Any],
         max_batch_size: int,
         max_frames_per_batch: int,
-        path: str = PATH,
+        path: str = AUDIO,
     ) -> EncoderCudaGraphReplayBuffers:
-        values = self._model.audio_buffers(mm_kwargs)
-        values.pop(MAX_SEQLEN, None)
         # A replay passes no Python: this is where it is seen.
+        counters.replays += 1
+        metrics.publish(asdict(counters))
+        if path == VISION:
+            return self._vision.prepare_encoder_cudagraph_replay_buffers(
+                mm_kwargs, max_batch_size, max_frames_per_batch
+            )
         encoder = self._model.audio_encoder
         items = self._model.audio_items(mm_kwargs)
         assert items is not None
         encoder.encoder_shapes.log.record(encoder.graph_tokens(int(items.shares.sum())))
-        counters.replays += 1
-        metrics.publish(asdict(counters))
-        return EncoderCudaGraphReplayBuffers({**values})
+        values = self._model.audio_buffers(mm_kwargs)
+        values.pop(MAX_SEQLEN, None)
+        return EncoderCudaGraphReplayBuffers({PREFIX + n: values[n] for n in values})
 
     def encoder_cudagraph_forward(
-        self, inputs: dict[str, torch.Tensor], path: str = PATH
+        self, inputs: dict[str, torch.Tensor], path: str = AUDIO
     ) -> torch.Tensor:
-        return self._model.encode_audio(inputs)
+        if path == VISION:
+            return self._vision.encoder_cudagraph_forward(inputs)
+        return self._model.encode_audio(
+            {name.removeprefix(PREFIX): x for name, x in inputs.items()}
+        )
 
     def encoder_eager_forward(
-        self, mm_kwargs: dict[str, Any], path: str = PATH
+        self, mm_kwargs: dict[str, Any], path: str = AUDIO
     ) -> torch.Tensor:
+        if self._sees(mm_kwargs):
+            return self._vision.encoder_eager_forward(mm_kwargs)
         return torch.cat(list(self._model.embed_multimodal(**mm_kwargs)))
 
     def postprocess_encoder_output(
@@ -337,7 +392,9 @@ class AudioGraphs:
         batch_mm_kwargs: dict[str, Any] | None = None,
     ) -> None:
         """Cut into items. Without an output no item has an embedding."""
-        if (output := outputs.get(PATH)) is None:
+        if outputs:
+            (output,) = outputs.values()
+        else:
             config = self._vllm_config.model_config
             output = torch.empty(
                 (0, config.get_inputs_embeds_size()),
@@ -375,6 +432,6 @@ def _why_no_graph(encoder: AudioGraphEncoder) -> str | None:
         for module in encoder.modules()
         if isinstance(module, MMEncoderAttention)
     }
-    if current_platform.is_cuda() and AttentionBackendEnum.TORCH_SDPA in backends:
+    if current_platform.is_cuda_alike() and AttentionBackendEnum.TORCH_SDPA in backends:
         return "the attention backend TORCH_SDPA waits for the device"
     return None

@@ -21,6 +21,10 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniAudioFeatureInputs,
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VisionTransformer,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from vllm.model_executor.models.utils import WeightsMapper
 
 from vllm_mmc.compat import symbols
@@ -93,6 +97,20 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
         return super().load_weights(self.hf_to_vllm_mapper.apply(weights))
 
 
+class _Vision:
+    """Qwen2.5-VL's methods, for a model that has its encoder."""
+
+    is_multimodal_pruning_enabled = False
+
+    def __init__(self, model: Any) -> None:
+        self.visual = model.visual
+        self.model_config = model.vllm_config.model_config
+        self.multimodal_config = model.multimodal_config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(Qwen2_5_VLForConditionalGeneration, name).__get__(self)
+
+
 class CompiledQwen2_5OmniThinkerForConditionalGeneration(
     SupportsAudioGraphs, Qwen2_5OmniThinkerForConditionalGeneration
 ):
@@ -107,21 +125,23 @@ class CompiledQwen2_5OmniThinkerForConditionalGeneration(
     def audio_encoder(self) -> CompiledQwen2_5OmniAudioEncoder:
         return self.audio_tower
 
+    def vision_graphs(self) -> Any:
+        visual = getattr(self, "visual", None)
+        return _Vision(self) if isinstance(visual, Qwen2_5_VisionTransformer) else None
+
     def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
-        if "input_audio_features" not in kwargs:
-            return None
+        features = kwargs.get("input_audio_features")
+        if not isinstance(features, torch.Tensor) or features.dim() == 3:
+            return None  # vLLM's Rust frontend makes a padded batch
         # vLLM keeps these lengths on the host.
         frames, encoder = kwargs["audio_feature_lengths"], self.audio_encoder
         tokens = after_convolutions(host_lengths(frames))
         return AudioItems(np.array(encoder.embeddings(frames)), encoder.shares(tokens))
 
     def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        audio_input = self._parse_and_validate_audio_input(**kwargs)
-        features = audio_input["input_features"]
-        return self.audio_encoder.graph_buffers(
-            features.to(self.audio_encoder.conv1.weight.dtype),
-            audio_input["audio_feature_lengths"],
-        )
+        encoder, features = self.audio_encoder, kwargs["input_audio_features"]
+        features = features.to(encoder.conv1.weight.dtype)
+        return encoder.graph_buffers(features, kwargs["audio_feature_lengths"])
 
     def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.audio_encoder.forward_graph(values)

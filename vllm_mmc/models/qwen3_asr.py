@@ -267,18 +267,18 @@ class SupportsCompiledQwen3Audio(SupportsAudioGraphs):
         return self.audio_tower
 
     def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
-        if "input_audio_features" not in kwargs:
-            return None
+        features = kwargs.get("input_audio_features")
+        if not isinstance(features, torch.Tensor) or features.dim() == 3:
+            return None  # vLLM's Rust frontend makes a padded batch
         lengths, encoder = kwargs["audio_feature_lengths"], self.audio_encoder
         embeddings = np.array(encoder.embeddings(lengths), np.int64)
         return AudioItems(embeddings, encoder.shares(lengths))
 
     def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        audio_input = self._parse_and_validate_audio_input(**kwargs)
+        encoder, features = self.audio_encoder, kwargs["input_audio_features"]
         # vLLM keeps these lengths on the host.
-        lengths = audio_input["audio_feature_lengths"]
-        features = audio_input["input_features"].to(self.audio_encoder.dtype)
-        return self.audio_encoder.graph_buffers(features, lengths)
+        lengths = kwargs["audio_feature_lengths"]
+        return encoder.graph_buffers(features.to(encoder.dtype), lengths)
 
     def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.audio_encoder.forward_graph(values)

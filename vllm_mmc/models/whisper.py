@@ -7,7 +7,7 @@ have the same length: an item attends to its own padding, as the model was train
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -178,27 +178,6 @@ class CompiledWhisperEncoder(WhisperEncoderBase):
         return CompiledWhisperEncoder.forward(self, mel)
 
 
-class PackedAudioMetadata(NamedTuple):
-    """Tensors that depend on the lengths of the sequences only.
-
-    Attributes:
-        columns: [columns] int64: the frame of each input column of the convolutions;
-            -1 means a column of zeros.
-        gaps: [gaps] int64: the columns of zeros.
-        tokens: [tokens] int64: the output columns of the convolutions that are kept.
-        positions: [tokens] int64: the offset of each token in its sequence.
-        cu_seqlens: [sequences + 1] int32: where sequences start and end.
-        max_seqlen: the longest sequence, int32, on the host.
-    """
-
-    columns: torch.Tensor
-    gaps: torch.Tensor
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    cu_seqlens: torch.Tensor
-    max_seqlen: torch.Tensor
-
-
 class PackedWhisperEncoder(WhisperEncoderBase):
     """Whisper's encoder over sequences of any length, without their padding.
 
@@ -210,16 +189,34 @@ class PackedWhisperEncoder(WhisperEncoderBase):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(enable_pp=False, **kwargs)
 
-    def prepare_encoder_metadata(
-        self, start: Ints, frames: Ints, tokens: Ints
-    ) -> PackedAudioMetadata:
-        """Computed on the host; each tensor is one copy to the device.
+    def packed_buffers(
+        self,
+        features: torch.Tensor,
+        *,
+        start: Ints,
+        frames: Ints,
+        tokens: Ints,
+        rows: Ints | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The inputs of `encode`, from lengths on the host; one copy each.
 
         Args:
+            features: [num_mel_bins, frames].
             start: the first frame of each sequence.
             frames: the number of frames of each sequence that the convolutions see,
                 with zeros before and after them.
             tokens: the number of tokens of each sequence that are kept.
+            rows: indices that the body of a family gathers.
+
+        Returns:
+            frames: [num_mel_bins, columns]: sequences side by side. In the gaps between
+                them, the convolutions see the zeros that they would pad with.
+            gaps: [gaps] int64: the columns of zeros.
+            tokens: [tokens] int64: the columns that are kept, after the convolutions.
+            positions: [tokens] int64: the offset of each token in its sequence.
+            cu_seqlens: [sequences + 1] int32: where sequences start and end.
+            max_seqlen: the longest sequence, int32, on the host.
+            rows: [rows] int64, if given.
         """
         # A gap has one column or more. Sections are even, because the stride is 2.
         sections = (frames // 2 + 1) * 2
@@ -232,39 +229,15 @@ class PackedWhisperEncoder(WhisperEncoderBase):
             kept, position = kept.repeat(2), position.repeat(2)
             tokens = np.append(tokens, 1)
         device = self.conv1.weight.device
-        return PackedAudioMetadata(
-            columns=on_device(columns, device),
-            gaps=on_device(np.flatnonzero(gap), device),
-            tokens=on_device(kept, device),
-            positions=on_device(position, device),
-            cu_seqlens=on_device(cu_seqlens(tokens), device, torch.int32),
-            max_seqlen=max_seqlen_tensor(int(tokens.max(initial=0))),
-        )
-
-    def packed_buffers(
-        self,
-        features: torch.Tensor,
-        *,
-        start: Ints,
-        frames: Ints,
-        tokens: Ints,
-        rows: Ints | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """The inputs of `encode`.
-
-        Args:
-            features: [num_mel_bins, frames].
-            rows: what else the body gathers, in tokens.
-
-        The others are those of `prepare_encoder_metadata`.
-        """
-        metadata = self.prepare_encoder_metadata(start, frames, tokens)._asdict()
-        # The sequences are side by side. In the gaps between them, the convolutions
-        # see the zeros that they would pad with.
-        frames_and_gaps = F.pad(features, (0, 1))[:, metadata.pop("columns")]
-        if rows is not None:
-            metadata["rows"] = on_device(rows, features.device)
-        return {"frames": frames_and_gaps, **metadata}
+        values = {
+            "frames": F.pad(features, (0, 1))[:, on_device(columns, device)],
+            "gaps": on_device(np.flatnonzero(gap), device),
+            "tokens": on_device(kept, device),
+            "positions": on_device(position, device),
+            "cu_seqlens": on_device(cu_seqlens(tokens), device, torch.int32),
+            "max_seqlen": max_seqlen_tensor(int(tokens.max(initial=0))),
+        }
+        return values if rows is None else values | {"rows": on_device(rows, device)}
 
     def encode(
         self,
@@ -389,10 +362,10 @@ class CompiledWhisperForConditionalGeneration(
         return AudioItems(each, each)
 
     def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        features = self._parse_and_validate_audio_input(**kwargs)["input_features"]
+        features = kwargs["input_features"]
         if not isinstance(features, torch.Tensor):
             features = torch.stack(features)
-        return {"input_features": features}
+        return {"input_features": features.to(self.dtype)}
 
     def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.audio_encoder(values["input_features"]).flatten(0, 1)
