@@ -164,7 +164,6 @@ FAMILIES = {
                 "models.whisper",
                 adds=(
                     "after_convolutions",
-                    "PackedAudioMetadata",
                     "PackedWhisperEncoder",
                 ),
                 docstring="Whisper's encoder over sequences of any length.",
