@@ -137,8 +137,10 @@ FAMILIES = {
                     "host_lengths",
                     "item_and_offset",
                     "starts",
+                    "sum_items",
                     "cu_seqlens",
                     "on_device",
+                    "whole_groups",
                     "mean_pool",
                 ),
                 docstring="Index arithmetic of packed items, from their lengths.",
@@ -149,7 +151,6 @@ FAMILIES = {
                 into=compiled(
                     "Qwen3OmniMoeAudioEncoderLayer", "Qwen3OmniMoeAudioEncoder"
                 ),
-                leaves_out=("Qwen3OmniMoeAudioEncoder.embeddings",),
                 removes=(
                     "Qwen3OmniMoeAudioEncoder.compute_attn_mask_seqlen",
                     "Qwen3OmniMoeAudioEncoder._get_cnn_output_lengths",
@@ -163,7 +164,6 @@ FAMILIES = {
                 "models.whisper",
                 adds=(
                     "after_convolutions",
-                    "PackedAudioMetadata",
                     "PackedWhisperEncoder",
                 ),
                 docstring="Whisper's encoder over sequences of any length.",
@@ -218,7 +218,7 @@ CALLS = {
 
 TEXT = {
     r"\bCompiled(?=[A-Z])": "",
-    r"\((Encoder|CompiledEncoder|SupportsCompiledEncoder), ": "(",
+    r"\((AudioGraph)?Encoder, ": "(",
     r"\(WhisperEncoderBase\)": "(WhisperEncoder)",
     r"The encoder, also for serving stacks of your own\.": "The audio encoder.",
     r"symbols\.WHISPER_WEIGHTS\.need\(\)": "_load_whisper_layer_weights",
@@ -234,14 +234,26 @@ IMPORTS = {
 """Name of vLLM in `CALLS` and `TEXT` -> the file that has it."""
 
 GLUE = {
+    "_largest_share",
+    "audio_buffers",
+    "audio_encoder",
+    "audio_items",
+    "audio_parts",
     "encoder_forward",
     "encoder_plan",
+    "graph_inputs",
+    "graph_max_seqlen",
+    "graph_sizes",
+    "graph_tokens",
     "ignore_torch_compile",
+    "least_share",
     "max_packed_tokens",
     "needs",
     "run_dummy",
+    "shares",
     "token_multiple",
     "tokens_per_embedding",
+    "tokens_per_share",
 }
 """Methods, attributes and decorators that only this package has."""
 

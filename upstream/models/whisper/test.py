@@ -5,7 +5,7 @@
 import pytest
 from vllm.compilation.counter import compilation_counter
 
-LAYERS = 4  # of openai/whisper-tiny, and of the tiny encoders in the others' place
+LAYERS = 4  # of openai/whisper-tiny, and of the tiny encoder in the other's place
 
 
 # forked, because vLLM's engine leaves the process changed
@@ -15,9 +15,6 @@ LAYERS = 4  # of openai/whisper-tiny, and of the tiny encoders in the others' pl
     [
         "openai/whisper-tiny",
         pytest.param("fixie-ai/ultravox-v0_5-llama-3_2-1b", marks=pytest.mark.slow),
-        pytest.param("mistralai/Voxtral-Mini-3B-2507", marks=pytest.mark.slow),
-        pytest.param("moonshotai/Kimi-Audio-7B-Instruct", marks=pytest.mark.slow),
-        pytest.param("OpenMOSS-Team/MOSS-Transcribe-Diarize", marks=pytest.mark.slow),
     ],
 )
 def test_whisper_encoder_compilation(model, vllm_runner, monkeypatch):
