@@ -25,7 +25,8 @@ export PYTHONPATH := $(abspath $(FRONT))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-one test-two test-next test-parts test-upstream test-slow record lint docs bench clean
+.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow test-upstream
+.PHONY: record coverage upstream patches prove-patches lint docs site package bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -74,21 +75,49 @@ record: $(READY) ## all tests, hours of them, and what passed into docs/
 	$(BIN)/pytest -m 'slow or not slow' --record docs/test-results.json
 	$(BIN)/python docs/generate.py
 
-lint: $(READY) ## style, types, import rules
+upstream: $(READY) $(OTHER) ## each finding for vLLM, before and after its patch
+	$(BIN)/python upstream/check.py
+
+coverage: $(READY) ## which lines of the package the unit and compile tests run
+	$(BIN)/pytest tests/unit tests/compile --cov
+
+lint: $(READY) ## style, types, import rules, spelling
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 docs: $(READY) ## write the pages that are made from the code
 	$(BIN)/python docs/generate.py
+
+patches: $(READY) ## write upstream/models/*/change.patch from our files
+	$(BIN)/python tools/make_patches.py
+
+prove-patches: $(READY) ## prove them on a copy of vLLM: engines, half an hour
+	$(BIN)/python upstream/models/prove.py
+
+SITE := .venv-docs
+
+site: $(SITE)/.ready ## build the site of docs/ in build/site, and check the manifests
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
+	$(SITE)/bin/kubernetes-validate --strict examples/kubernetes/*.yaml
+
+$(SITE)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --upgrade pip
+	CC=false CXX=false $(SITE)/bin/pip install '.[docs]'
+	@touch $@
+
+package: $(READY) ## build the wheel, install it into a fresh environment, try it
+	$(BIN)/python tools/check_wheel.py
 
 bench: $(READY) ## time the encoders and their compilation; results as JSON
 	$(BIN)/python benchmarks/encoder_forward.py
 	$(BIN)/python benchmarks/compile_time.py
 
 clean: ## remove .venv, caches and build outputs
-	rm -rf $(VENV) .vllm build dist *.egg-info .*_cache .hypothesis
+	rm -rf $(VENV) $(SITE) .vllm .coverage build dist *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml

@@ -3,8 +3,11 @@
 """Writes the pages that are made from the code: `make docs`."""
 
 import ast
+import functools
+import importlib
 import inspect
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +22,10 @@ from vllm_mmc.compat.vllm_version import TESTED
 from vllm_mmc.settings import Settings, variable
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
+RESULTS = ROOT / "benchmarks" / "results"
+ROOMS = ("compilation", "attention", "layers", "encoder", "sizes", "cache")
+LANGUAGES = {"": "dockerfile", ".py": "python", ".sh": "sh", ".yaml": "yaml"}
 NOTE = "<!-- Made by `make docs`; edit docs/generate.py or what it reads. -->\n\n"
 
 
@@ -28,11 +35,30 @@ SUPPORTED_MODELS = """\
 # Supported models
 
 With vLLM from {low} to below {high}. These have a file in this package. All others are
-on the page of [architectures](architectures.md). `vllm-mmc list` prints both.
+on the page of [architectures](architectures.md). `vllm-mmc list` prints both. With
+another vLLM the package steps aside with one WARNING.
 
 | architecture | our name | regions, compiled once each | stock compiles |
 |---|---|---|---|
 {rows}
+
+## What is supported
+
+- Devices: CPU (compile mode 2) and, through the same code, CUDA (mode 3). No GPU was
+  at hand.
+- Images, video and speech, one item or many; tensor and data parallel; quantised and
+  unquantised weights; encoder CUDA graphs, of
+  [audio too](design.md#cuda-graphs-of-audio-encoders). Tower LoRA and offloaded towers
+  run eager.
+- Speech: all clips of a call go through one convolution stem. Qwen2-Audio, Audio
+  Flamingo 3, Qwen2.5-Omni, Ultravox, Kimi-Audio, MiniCPM-o, Gemma 4 and Gemma 3n are
+  packed: what a clip is padded with is not computed. Audio is understood as [samples,
+  channels], too (stock resamples it along the channels), and resampled also where
+  torchaudio is missing (stock answers 500).
+- A request whose audio has no samples, or that brings NaN, infinite or huge values as
+  audio, pixels or embeddings, is refused with status 400. Stock answers, and a NaN in
+  its cache then spoils the answers to other requests ([what is
+  checked](design.md#what-requests-bring)).
 
 ## What was run
 
@@ -247,6 +273,32 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+CPU_ATTENTION = """\
+# Attention on CPU
+
+Milliseconds of one call of encoder attention: vLLM's wrapper, and this package's op
+with the provider that it chooses by itself. Each table is one file of
+[benchmarks/results](../benchmarks/results), of one machine. Calls take turns; medians,
+and the least in brackets
+([how](../benchmarks/README.md#3-milliseconds-of-attention-on-cpu)). A case is lengths
+of items x heads x head size.
+
+A kind of CPU without a table has not been measured. That is so of CPUs with AMX: their
+path is tested with emulated instructions and in plain C++, and was not run on such a
+CPU ([design](design.md#attention)).
+{tables}"""
+
+CPU_ATTENTION_TABLE = """
+## {title}
+
+{cpu}: {cores} cores, {threads}, PyTorch {torch}; {file}.
+
+| case | dtype | vLLM | ours | vLLM ÷ ours | provider |
+|---|---|---|---|---|---|
+{rows}
+"""
+
+
 def supported_models() -> str:
     low, high = (".".join(map(str, bound)) for bound in TESTED)
     rows = [
@@ -344,11 +396,106 @@ def _docstrings_of_fields(cls: type) -> dict[str, str]:
     }
 
 
+def cpu_attention() -> str:
+    """One table of each result that has the cases by name, not the grid."""
+    tables = []
+    for path in sorted(RESULTS.glob("*/attention*.json")):
+        found = json.loads(path.read_text())
+        environment = found["environment"]
+        clock = environment.get("clock", "wall")
+        threads = environment["threads"] if clock == "wall" else 1
+        rows = [
+            f"| {row['case']} | {row['dtype']} | {_least(row, 'stock')} "
+            f"| {_least(row, 'varlen_attention')} "
+            f"| {row['ratio']['varlen_attention']:.2f} "
+            f"| {', '.join(part[2] for part in row.get('parts', [])) or 'avx512'} |"
+            for row in found["rows"]
+        ]
+        tables.append(
+            CPU_ATTENTION_TABLE.format(
+                title=f"{path.parent.name}, {path.stem}",
+                cpu=environment["cpu"],
+                cores=environment["cores"],
+                threads=f"{threads} thread{'s' if threads > 1 else ''}, {clock}",
+                torch=environment["torch"],
+                file=f"[{path.name}](../{path.relative_to(HERE.parent)})",
+                rows="\n".join(rows),
+            )
+        )
+    return NOTE + CPU_ATTENTION.format(tables="".join(tables))
+
+
+def _least(row: dict[str, dict[str, float]], name: str) -> str:
+    least = f" ({row['least_ms'][name]:.3g})" if "least_ms" in row else ""
+    return f"{row['ms'][name]:.3g}{least}"
+
+
+API = """\
+# What can be imported
+
+Each subpackage offers these names, for instance
+`from vllm_mmc.compilation import support_torch_compile`. The site that `make site`
+builds has the docstrings here, in the place of lines that start with `:::`.
+
+{rooms}
+"""
+
+
+def api() -> str:
+    rooms = []
+    for room in ROOMS:
+        package = importlib.import_module(f"vllm_mmc.{room}")
+        lines = [f"## `vllm_mmc.{room}`", "", package.__doc__]
+        own = f"{package.__name__}."
+        for name in package.__all__:
+            path = f"{own}{package._NAMES[name]}.{name}"
+            module = getattr(getattr(package, name), "__module__", own)
+            of_vllm = module.startswith("vllm.")
+            lines += ["", f"`{name}` is vLLM's own." if of_vllm else f"::: {path}"]
+        rooms.append("\n".join(lines))
+    return NOTE + API.format(rooms="\n\n".join(rooms))
+
+
+def index() -> str:
+    """The README as a page of the site: links that leave `docs/` become plain text."""
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"\]\(docs/", "](", text)
+    inside = {page.name for page in HERE.iterdir()} | set(PAGES)
+
+    def linked(match: re.Match[str]) -> str:
+        target = match[2].partition("#")[0]
+        return match[0] if "://" in target or target in inside else match[1]
+
+    return NOTE + re.sub(r"(?<!!)\[([^]]+)\]\(([^)]+)\)", linked, text)
+
+
+def with_examples(page: str) -> str:
+    """The page, with each example as its file is now."""
+
+    def pasted(match: re.Match[str]) -> str:
+        lines = (ROOT / match[1]).read_text().splitlines()
+        code = "\n".join(x for x in lines if not x.startswith("# SPDX-"))
+        language = LANGUAGES.get(Path(match[1]).suffix, "")
+        code = code.removeprefix("#!/bin/sh\n")
+        start = f"<!-- example: {match[1]} -->"
+        return f"{start}\n```{language}\n{code}\n```\n<!-- end -->"
+
+    pattern = r"<!-- example: (\S+) -->\n.*?<!-- end -->"
+    return re.sub(pattern, pasted, (HERE / page).read_text(), flags=re.DOTALL)
+
+
 PAGES = {
+    "cpu-attention.md": cpu_attention,
     "supported-models.md": supported_models,
     "supported-versions.md": supported_versions,
     "configuration.md": configuration,
     "architectures.md": architectures,
+    "api.md": api,
+    "index.md": index,
+} | {
+    page.name: functools.partial(with_examples, page.name)
+    for page in sorted(HERE.glob("*.md"))
+    if "<!-- example: " in page.read_text()
 }
 
 if __name__ == "__main__":

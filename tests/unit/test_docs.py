@@ -15,7 +15,11 @@ from vllm_mmc.compilation.errors import FIXES
 
 ROOT = Path(__file__).parents[2]
 FILE_OF_VLLM = "tests/compile/fullgraph/test_multimodal_compile.py"
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+PAGES = [
+    path
+    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "upstream/*.md")
+    for path in ROOT.glob(pattern)
+]
 
 
 @pytest.mark.pages

@@ -3,6 +3,7 @@
 """What is in the wheel, and what an editable install puts on the path."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import vllm_mmc
 
 ROOT = Path(__file__).parents[2]
 BUILD = "from setuptools import build_meta; print(build_meta.build_{}({!r}))"
@@ -66,6 +70,25 @@ def test_the_wheel_has_the_product_alone(checkout: Path, tmp_path: Path) -> None
         text=True,
     )
     assert "--model {qwen2_5_vl,whisper}" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_version_that_is_cited_is_this_one() -> None:
+    version = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert version == vllm_mmc.__version__
+
+
+def test_forms_and_workflows_are_yaml_and_call_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    files = [*ROOT.glob(".github/**/*.yml")]
+    assert len(files) >= 5
+    for file in files:
+        found = yaml.safe_load(file.read_text())
+        for job in found.get("jobs", {}).values():
+            assert "timeout-minutes" in job and job["steps"]
+            for value in job.get("strategy", {}).get("matrix", {}).get("half", ()):
+                assert value in targets
+    called = re.findall(r"run: make ([a-z-]+)", "".join(f.read_text() for f in files))
+    assert called and set(called) <= targets
 
 
 def test_an_editable_install_has_the_checkout_on_the_path(
