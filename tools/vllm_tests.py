@@ -88,9 +88,8 @@ def run(rows: list[dict[str, Any]], root: Path, *pytest_args: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where vLLM's tests lie")
-    parser.add_argument("-k", dest="file", default="", help="part of a file's name")
-    parser.add_argument("pytest_args", nargs="*")
-    args = parser.parse_args()
+    parser.add_argument("--file", default="", help="part of the name of a file")
+    args, of_pytest = parser.parse_known_args()
     release = importlib.metadata.version("vllm").partition("+")[0]
     source = args.directory.resolve() / f"tests-{release}"
     if not source.exists():
@@ -105,7 +104,7 @@ def main() -> int:
         if args.file in row["file"]:
             copy(row, source)
             groups.setdefault((row["ours"], row["checkpoint"]), []).append(row)
-    return max(run(group, source, *args.pytest_args) for group in groups.values())
+    return max(run(group, source, *of_pytest) for group in groups.values())
 
 
 if __name__ == "__main__":

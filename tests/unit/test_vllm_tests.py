@@ -27,11 +27,11 @@ def test_the_table_says_what_it_must() -> None:
 
 
 def test_text_is_replaced_each_time_anew(tmp_path: Path) -> None:
-    file = tmp_path / "tests/test_a.py"
+    file = tmp_path / "tests/a.py"
     file.parent.mkdir()
     file.write_text('DEVICE = "cuda"\n')
     for device in ("cpu", "meta"):
-        copy({"file": "tests/test_a.py", "text": {'"cuda"': f'"{device}"'}}, tmp_path)
+        copy({"file": "tests/a.py", "text": {'"cuda"': f'"{device}"'}}, tmp_path)
         assert file.read_text() == f'DEVICE = "{device}"\n'
-    with pytest.raises(ValueError, match="tests/test_a.py does not have: xpu"):
-        copy({"file": "tests/test_a.py", "text": {"xpu": "cpu"}}, tmp_path)
+    with pytest.raises(ValueError, match="tests/a.py does not have: xpu"):
+        copy({"file": "tests/a.py", "text": {"xpu": "cpu"}}, tmp_path)
