@@ -7,8 +7,8 @@
     python kit/offline_kit.py join kit wheels        # there; then
     pip install --no-index --find-links wheels 'vllm==0.26.0'
 
-`freeze.txt` is what `pip freeze` prints there. Wheels that are there already, in the
-version that is needed, are left out. It needs pip here, and nothing but Python there.
+`freeze.txt` is what `pip freeze` prints there. What is there stays as it is, unless
+`--upgrade` names it. It needs pip here, and nothing but Python there.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name)
         command.add_argument("requirements", nargs="+")
         command.add_argument("--have", type=Path, required=True, metavar="FREEZE")
+        command.add_argument("--upgrade", action="append", default=[], metavar="NAME")
         command.add_argument("--python", default="3.12", help="default: %(default)s")
         command.add_argument("--machine", default="x86_64", help="default: %(default)s")
         command.add_argument("--glibc", type=int, default=35, help="minor; default: 35")
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             join(args.kit, args.wheels)
             return 0
         have = read_freeze(args.have.read_text())
+        for name in args.upgrade:
+            have.pop(canonical(name), None)
         target = target_options(args.python, args.machine, args.glibc)
         wheels = missing(resolve(args.requirements, have, target), have)
         for name, version in wheels.items():
@@ -93,17 +97,24 @@ def resolve(
 ) -> dict[str, str]:
     """Returns name -> version of all that the requirements need there.
 
+    For pip, empty wheels stand for what is there: an index need not have them, and what
+    they need is there as well.
+
     Raises:
         KitError: if nothing fits what is there.
     """
     with tempfile.TemporaryDirectory() as name:
-        constraints, report = Path(name, "constraints"), Path(name, "report")
-        # An index has "2.11.0" where a machine may have "2.11.0+cu130".
-        lines = (f"{n}=={v.partition('+')[0]}\n" for n, v in have.items())
-        constraints.write_text("".join(lines))
+        there, constraints, report = (
+            Path(name, n) for n in ("there", "pins", "report")
+        )
+        there.mkdir()
+        for package, version in have.items():
+            stand_in(package, version, there)
+        constraints.write_text("".join(f"{n}=={v}\n" for n, v in have.items()))
         _pip(
             *("install", "--dry-run", "--ignore-installed", f"--target={name}/none"),
             *(f"--report={report}", f"--constraint={constraints}"),
+            f"--find-links={there}",
             *target,
             *requirements,
         )
@@ -112,12 +123,22 @@ def resolve(
     return {canonical(p["name"]): p["version"] for p in packages}
 
 
+def stand_in(name: str, version: str, directory: Path) -> None:
+    """Write an empty wheel of that name and version, which needs nothing."""
+    stem = f"{name.replace('-', '_')}-{version}"
+    tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    facts = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    with zipfile.ZipFile(directory / f"{stem}-py3-none-any.whl", "w") as wheel:
+        for file, text in {"METADATA": facts, "WHEEL": tags, "RECORD": ""}.items():
+            wheel.writestr(f"{stem}.dist-info/{file}", text)
+
+
 def missing(needed: Mapping[str, str], have: Mapping[str, str]) -> dict[str, str]:
     """Returns what of it is not there, by name."""
     return {
         name: version
         for name, version in sorted(needed.items())
-        if have.get(name, "").partition("+")[0] != version.partition("+")[0]
+        if have.get(name) != version
     }
 
 

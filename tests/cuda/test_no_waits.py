@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.model_executor.models.interfaces import SupportsEncoderCudaGraph
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
 from mmc_testing.as_on_cuda import as_on_cuda
 from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import load_model, process_items, stock_class, tower_context
-from mmc_testing.fake_device import DEVICE, FakeDevice, WaitsForDevice, fake_device
+from mmc_testing.fake_device import (
+    DEVICE,
+    DeviceTensor,
+    FakeDevice,
+    WaitsForDevice,
+    fake_device,
+)
 from mmc_testing.parity import assert_close
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.demo.writer import Recipe
@@ -56,7 +63,31 @@ def embeddings(
                     module.do_not_compile = True
             expected = embed(None)
             device.take(model)
-            return embed(DEVICE), expected
+            found = embed(DEVICE)
+            if isinstance(model, SupportsEncoderCudaGraph):
+                graph_body(model, given, device, expected)
+            return found, expected
+
+
+def graph_body(
+    model: Any, given: Any, device: FakeDevice, expected: torch.Tensor
+) -> None:
+    """What an encoder CUDA graph would hold is as a layer as a whole."""
+    if given[0][0] not in model.get_encoder_cudagraph_config().modalities:
+        return
+    ((_, _, inputs),) = group_and_batch_mm_kwargs(given, device=DEVICE)
+    buffers = model.prepare_encoder_cudagraph_replay_buffers(
+        inputs, max_batch_size=6, max_frames_per_batch=6
+    )
+    # vLLM keeps buffers on the device, but for the numbers that a launch needs.
+    values = {
+        name: x if isinstance(x, DeviceTensor) or not x.dim() else device.put(x)
+        for name, x in buffers.values.items()
+        if x is not None
+    }
+    with device.layers():
+        found = device.get(model.encoder_cudagraph_forward(values))
+    assert_close("graph", found[: len(expected)], expected, ratio=1e-6)
 
 
 @pytest.mark.forked

@@ -25,9 +25,25 @@ def test_what_is_there_is_left_out() -> None:
         "triton": "3.6.0",
         "typing-extensions": "4.12.0",
     }
-    needed = {"vllm": "0.26.0", "torch": "2.11.0", "typing-extensions": "4.13.0"}
+    needed = {"vllm": "0.26.0", "torch": have["torch"], "typing-extensions": "4.13.0"}
     left = {"typing-extensions": "4.13.0", "vllm": "0.26.0"}
     assert offline_kit.missing(needed, have) == left
+
+
+def test_what_is_there_is_taken_as_it_is(tmp_path: Path) -> None:
+    """By pip itself, from a directory instead of an index."""
+    index = tmp_path / "index"
+    index.mkdir()
+    for name, version in {"vllm": "0.26.0", "torch": "2.12.0", "other": "1.0"}.items():
+        offline_kit.stand_in(name, version, index)
+    options = [*offline_kit.target_options("3.12", "x86_64", 28), "--no-index"]
+    options += [f"--find-links={index}", "torch"]
+    have = offline_kit.read_freeze(FREEZE)
+    needed = offline_kit.resolve(["vllm"], have, options)
+    assert needed == {"vllm": "0.26.0", "torch": "2.11.0+cu130"}
+    assert offline_kit.missing(needed, have) == {"vllm": "0.26.0"}
+    with pytest.raises(offline_kit.KitError, match="conflict|satisfy|requested"):
+        offline_kit.resolve(["torch>=2.12"], have, options)
 
 
 def test_options_name_the_other_machine() -> None:
