@@ -281,7 +281,8 @@ with the provider that it chooses by itself. Each table is one file of
 [benchmarks/results](../benchmarks/results), of one machine. Calls take turns; medians,
 and the least in brackets
 ([how](../benchmarks/README.md#3-milliseconds-of-attention-on-cpu)). A case is lengths
-of items x heads x head size.
+of items x heads x head size. Files whose name has `grid` in it hold many more cases and
+are not shown.
 
 A kind of CPU without a table has not been measured. That is so of CPUs with AMX: their
 path is tested with emulated instructions and in plain C++, and was not run on such a
@@ -397,9 +398,11 @@ def _docstrings_of_fields(cls: type) -> dict[str, str]:
 
 
 def cpu_attention() -> str:
-    """One table of each result that has the cases by name, not the grid."""
+    """One table of each result but those of `--grid`."""
     tables = []
     for path in sorted(RESULTS.glob("*/attention*.json")):
+        if "grid" in path.stem:
+            continue
         found = json.loads(path.read_text())
         environment = found["environment"]
         clock = environment.get("clock", "wall")

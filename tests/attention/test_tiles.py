@@ -127,8 +127,8 @@ def test_error_is_not_above_pytorchs(level: str) -> None:
         found = cpu_kernel.varlen_attention(*qkv, scale, cu_seqlens, level=level)
         torchs = torch_sdpa_wrapper(*qkv, scale, cu_seqlens, enable_gqa=True)
         error, allowed = ((x - exact).norm().item() for x in (found, torchs))
-        # Equal in expectation: which weights round up differs, so two draws do.
-        assert error <= 1.05 * allowed
+        # Which weights are rounded up differs: two draws from one distribution.
+        assert error <= 1.01 * allowed
 
 
 @pytest.mark.parametrize("level", HERE)
