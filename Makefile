@@ -25,10 +25,11 @@ export PYTHONPATH := $(abspath $(FRONT))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow record coverage lint docs site package bench clean
+.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow test-upstream
+.PHONY: record coverage upstream patches prove-patches lint docs site package bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## prepare .venv: vLLM for CPU, this package, the tools
 
@@ -64,12 +65,18 @@ PARTS += e2e/test_serve.py e2e/test_choice.py
 test-parts: $(READY) $(OTHER)
 	$(BIN)/pytest $(PARTS:%=tests/%)
 
+test-upstream: $(READY) $(OTHER) ## vLLM's own tests, with ours in the place of what they test
+	$(BIN)/python tools/vllm_tests.py .vllm
+
 test-slow: $(READY) ## the heavy cases that `make test` leaves out
 	$(BIN)/pytest -m slow
 
 record: $(READY) ## all tests, hours of them, and what passed into docs/
 	$(BIN)/pytest -m 'slow or not slow' --record docs/test-results.json
 	$(BIN)/python docs/generate.py
+
+upstream: $(READY) $(OTHER) ## each finding for vLLM, before and after its patch
+	$(BIN)/python upstream/check.py
 
 coverage: $(READY) ## which lines of the package the unit and compile tests run
 	$(BIN)/pytest tests/unit tests/compile --cov
@@ -83,6 +90,12 @@ lint: $(READY) ## style, types, import rules, spelling
 
 docs: $(READY) ## write the pages that are made from the code
 	$(BIN)/python docs/generate.py
+
+patches: $(READY) ## write upstream/models/*/change.patch from our files
+	$(BIN)/python tools/make_patches.py
+
+prove-patches: $(READY) ## prove them on a copy of vLLM: engines, half an hour
+	$(BIN)/python upstream/models/prove.py
 
 SITE := .venv-docs
 

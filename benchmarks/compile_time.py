@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from cases import CASES
+
+from vllm_mmc.prove.cases import CASES
 
 SIDES = ("stock", "ours")
 CASE_NAMES = ("stock_cold", "ours_cold", "stock_warm", "ours_warm")  # as they are run
@@ -196,7 +197,7 @@ def _check_equal(files: list[str], depth: int) -> None:
     """Raises RuntimeError if the processes computed different things."""
     import torch
 
-    from mmc_testing.parity import rms_ratio
+    from vllm_mmc.prove.parity import rms_ratio
 
     outputs = [torch.load(file) for file in files]
     for file, output in zip(files, outputs, strict=True):
@@ -321,10 +322,11 @@ def _child(file: Path) -> int:
 
 
 def _tower(spec: dict[str, Any], directory: Path) -> dict[str, Any]:
+    import first_use
     import torch
-    import towers
 
     from mmc_testing.engine import tower_context
+    from vllm_mmc.prove import towers
 
     case = CASES[spec["arch"]]
     checkpoint = case.checkpoint(
@@ -340,7 +342,7 @@ def _tower(spec: dict[str, Any], directory: Path) -> dict[str, Any]:
         target = case.stock if spec["side"] == "stock" else case.ours
         tower = towers.build(case, target, vllm_config)
         args = towers.inputs(case, tower, case.first_size)
-        first = towers.first_use(vllm_config)
+        first = first_use.first_use(vllm_config)
         # Stock, first called with gradients on, fails on CPU at the second call
         # ("Inference tensors cannot be saved for backward").
         with torch.inference_mode():
@@ -358,20 +360,21 @@ def _tower(spec: dict[str, Any], directory: Path) -> dict[str, Any]:
         "beyond_cpu_seconds": cpu,
         # One uncompiled step is part of `beyond`: this is how long it takes.
         "forward_seconds": statistics.median(later),
-        "headers_compiled_beyond": towers.precompiled_headers() - first["headers"],
+        "headers_compiled_beyond": first_use.precompiled_headers() - first["headers"],
         **_counts(),
         "output": str(directory / "output.pt"),
     }
 
 
 def _engine(spec: dict[str, Any], _: Path) -> dict[str, Any]:
+    import first_use
     import torch
-    import towers
     from vllm import LLM, SamplingParams
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     from vllm_mmc.demo.engine import default_engine_args
+    from vllm_mmc.prove import towers
 
     # vLLM's CPU worker profiles with gradients on, and stock fails at its first request
     # with "Inference tensors cannot be saved for backward". On a GPU the profile runs
@@ -397,7 +400,7 @@ def _engine(spec: dict[str, Any], _: Path) -> dict[str, Any]:
     )
     # Not timed: imports, looking at the model class, Inductor's first use.
     vllm_config = EngineArgs(**engine_args).create_engine_config()
-    first = towers.first_use(vllm_config)
+    first = first_use.first_use(vllm_config)
     cpu = _cpu_seconds()
     start, llm = towers.seconds(lambda: LLM(**engine_args))
     cpu = _cpu_seconds() - cpu

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from cases import CASES, Case
-from encoder_forward import DTYPES, EAGER, OURS, _config, _provider
+from encoder_forward import DTYPES
+
+from vllm_mmc.prove.cases import CASES, Case
+from vllm_mmc.prove.providers import EAGER, OURS, config_for, provider
 
 PRODUCTS, ATTENTION, NORM = "products", "attention", "normalisation"
 ROTARY, ACTIVATION, COPIES = "rotary", "activation", "copies, gathers, additions"
@@ -56,10 +58,10 @@ def main() -> int:
 
 
 def _run(case: Case, args: argparse.Namespace, directory: Path) -> None:
-    import towers
     from torch._inductor import config as inductor
 
     from mmc_testing.engine import tower_context
+    from vllm_mmc.prove import towers
 
     environment = harness.environment()
     checkpoint = case.checkpoint(
@@ -74,13 +76,13 @@ def _run(case: Case, args: argparse.Namespace, directory: Path) -> None:
             (EAGER, case.stock, {"mode": 0}),
             (OURS, case.ours, {"compile_mm_encoder": True}),
         ):
-            config = _config(case, checkpoint, args.dtype, **compilation)
-            provider = _provider(case, name, target, config, args.dtype)
-            inputs = towers.inputs(case, provider.tower, args.size)
+            config = config_for(case, checkpoint, args.dtype, **compilation)
+            side = provider(case, name, target, config, args.dtype)
+            inputs = towers.inputs(case, side.tower, args.size)
             # Hooks would be compiled as well.
             named = _named_modules if name == EAGER else contextlib.nullcontext
-            with named(provider.tower):
-                found[name] = _profile(provider, inputs)
+            with named(side.tower):
+                found[name] = _profile(side, inputs)
     print(
         f"\n{args.arch}, {args.depth} blocks, {args.size} {case.unit}, {args.dtype}\n"
     )

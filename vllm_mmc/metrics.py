@@ -47,6 +47,7 @@ HELP = {
     "parity_checks": "Comparisons of a compiled encoder region with the eager one.",
     "parity_failures": "Encoder structures that run eager: compiled, they differed.",
     "measured_eager": "Encoder structures that run eager: compiled, they were slower.",
+    "replays": "Calls of an audio encoder that a CUDA graph has answered.",
     "dynamo_seconds": "Seconds spent on tracing encoder graphs.",
     "inductor_seconds": "Seconds spent on compiling traced encoder graphs.",
     "load_seconds": "Seconds spent on loading encoder graphs from the compile cache.",

@@ -22,6 +22,7 @@ from vllm_mmc.catalog import (
     CATALOG,
     compiled_name,
     surveyed,
+    versioned,
 )
 from vllm_mmc.compat import envs, symbols, vllm_logging, vllm_version
 from vllm_mmc.settings import VARIABLES, Settings
@@ -80,7 +81,10 @@ def _register_models(settings: Settings) -> None:
     else:
         # A row without a file needs the table to find the stock class.
         entries, others = [e for e in CATALOG if e.mixin is None], {}
-    models = {e.architecture: e.model for e in entries}
+    models = {
+        e.architecture: versioned(e.compiled_architecture, vllm.__version__)
+        for e in entries
+    }
     if settings.survey:
         models |= others
     before = dict(ModelRegistry.models)
@@ -112,6 +116,9 @@ def _register_models(settings: Settings) -> None:
 def _of_other_plugins(models: Mapping[str, Any]) -> dict[str, str]:
     """Multimodal models that other plugins have registered before: "module:Class" of
     the class that surveys the encoder, which `models/auto.py` makes."""
+    import vllm
+
+    versions = f"{vllm.__version__} {__version__}".encode()
     found = {}
     for architecture, registered in models.items():
         if (name := _foreign(registered)) is None:
@@ -120,7 +127,7 @@ def _of_other_plugins(models: Mapping[str, Any]) -> dict[str, str]:
         source = _source(module)
         # Each multimodal model is registered with a processor.
         if b"register_processor" in source and class_name.isidentifier():
-            digest = hashlib.sha256(source).hexdigest()[:12]
+            digest = hashlib.sha256(source + versions).hexdigest()[:12]
             origin = f"{module}+{class_name}+{digest}"
             found[architecture] = f"{AUTO_MODULE}:Compiled{architecture}@{origin}"
     return found

@@ -143,6 +143,12 @@ class Settings:
     """Time each structure compiled and eager at the warm-up, and run it eager if
     compiled takes over 3 % more: "warmup". That is twelve calls of each structure more.
     It has no effect with several ranks."""
+    cpu_attention: str = _one_of(
+        "auto", "sdpa", "amx", "avx512_bf16", "avx512", "avx2", "portable"
+    )
+    """Who computes the attention of encoders on CPU: PyTorch ("sdpa") or a path of the
+    CPU kernel. "auto" decides by the CPU, the dtype and the length of an item. Others
+    are for comparisons; what cannot run on the CPU is an error."""
     log_shapes_interval: float = _setting(
         -1.0, float, "a number of seconds, negative for never"
     )

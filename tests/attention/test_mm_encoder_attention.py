@@ -107,6 +107,7 @@ def test_in_the_place_of_vllms(vllm_config: VllmConfig) -> None:
     )
     after = dict(vars(model["a"]))
     assert after.pop("cpu_op") == "varlen_attention"
+    assert after.pop("cpu_provider") == "auto"
     assert after.pop("_forward_method").__func__ is MMEncoderAttention.forward_cpu
     before.pop("_forward_method")
     assert after == before

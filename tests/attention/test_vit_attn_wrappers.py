@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from vllm.v1.attention.ops.vit_attn_wrappers import torch_sdpa_wrapper
 
 from vllm_mmc.attention import cpu_kernel, vit_attn_wrappers
+from vllm_mmc.attention.cpu_kernel import State
 from vllm_mmc.attention.reference import attention_reference
 
 OPS = torch.ops.vllm_mmc
@@ -60,9 +61,15 @@ def op(request: pytest.FixtureRequest) -> Callable[..., torch.Tensor]:
 
 def test_the_kernel_was_built() -> None:
     """All of it: a test that runs `levels()` must not run none."""
-    assert cpu_kernel.levels()[-1] == "portable"
-    if "avx512bw" in Path("/proc/cpuinfo").read_text():
-        assert cpu_kernel.levels() == ("avx512", "avx2", "portable")
+    has = set(Path("/proc/cpuinfo").read_text().split())
+    flags = {"amx": "amx_bf16", "avx512_bf16": "avx512_bf16", "avx512": "avx512bw"}
+    flags |= {"avx2": "avx2"}
+    paths = [name for name, flag in flags.items() if flag in has]
+    plain = ["portable", "plain_amx", "plain_avx512_bf16"]
+    assert cpu_kernel.levels() == (*paths, *plain)
+    compiled = [name for name, s in cpu_kernel.states() if s != State.NOT_COMPILED]
+    if has & {"x86_64", "lm"}:
+        assert compiled == [*flags, *plain]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,6 +3,7 @@
 """The walk that makes a stock encoder ours: what changes, what stays, what it says."""
 
 import copy
+import importlib
 from collections.abc import Iterator
 
 import pytest
@@ -10,11 +11,18 @@ import torch
 import torch.nn as nn
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.attention import mm_encoder_attention as stock
+from vllm.model_executor.models.utils import StageMissingLayer
 
 from vllm_mmc.attention.mm_encoder_attention import MMEncoderAttention
+from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import support_torch_compile
-from vllm_mmc.encoder.install import EncoderPlan, InstallReport, install
+from vllm_mmc.encoder.install import (
+    CompiledEncoder,
+    EncoderPlan,
+    InstallReport,
+    install,
+)
 
 
 class Block(nn.Module):
@@ -109,6 +117,35 @@ def test_attention_below_any_module_is_ours(vllm_config: VllmConfig) -> None:
     assert type(attention) is MMEncoderAttention
     assert attention._forward_method.__self__ is attention
     assert dict(report.changes) == {"MMEncoderAttention -> MMEncoderAttention": 1}
+
+
+def test_a_tower_that_is_missing_here_is_passed_over(vllm_config: VllmConfig) -> None:
+    """On the later ranks of a pipeline, and where all limits are 0, vLLM puts an object
+    without children in the place of a tower. Attributes of the tower can be read."""
+    tower = nn.Sequential(Block(), stock.MMEncoderAttention(2, 8))
+    tower.config = None
+    missing = StageMissingLayer("vision_tower", tower)
+    root = nn.ModuleDict({"visual": missing})
+    report = InstallReport()
+    plan = EncoderPlan(
+        towers={nn.Sequential: CompiledEncoder}, classes={Block: CompiledBlock}
+    )
+    assert install(root, plan, vllm_config, report=report) is root
+    assert root["visual"] is missing
+    assert install(missing, plan, vllm_config, report=report) is missing
+    assert not report.changes
+    assert type(tower[0]) is Block and type(tower[1]) is stock.MMEncoderAttention
+
+
+def test_no_encoder_is_taken_for_a_language_model() -> None:
+    """From 0.33 on, vLLM takes a child that can embed tokens for the language model."""
+    for entry in CATALOG:
+        importlib.import_module((entry.mixin or entry.model).partition(":")[0])
+    encoders = [CompiledEncoder]
+    for encoder in encoders:
+        encoders += encoder.__subclasses__()
+    assert len(encoders) > 10
+    assert not [e for e in encoders if hasattr(e, "embed_input_ids")]
 
 
 def test_a_copy_of_what_was_installed_is_a_copy(vllm_config: VllmConfig) -> None:

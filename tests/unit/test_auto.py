@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """`CompiledX` of an architecture without a file: what vLLM and pickle see of it."""
 
+import importlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,11 @@ import vllm
 from vllm.model_executor.models.registry import (
     _MULTIMODAL_MODELS,
     _VLLM_MODELS,
-    _LazyRegisteredModel,
     _ModelInfo,
 )
 from vllm.platforms import current_platform
 
-from vllm_mmc.catalog import AUTO_MODULE, surveyed
+from vllm_mmc.catalog import CATALOG, surveyed, versioned
 from vllm_mmc.models import auto
 
 # One whose class has its name, one whose class has another, and two outside of the
@@ -53,6 +53,15 @@ def test_a_version_in_the_name_makes_no_other_class(architecture: str) -> None:
     ours = compiled(architecture)
     assert compiled(architecture, "@1.2") is ours
     assert compiled(architecture, f"@{vllm.__version__}") is ours
+    (_, _, name) = versioned(f"Compiled{architecture}", "1.3.dev4+g5d").partition(":")
+    assert getattr(auto, name) is ours
+
+
+def test_a_class_with_a_file_is_found_here_too() -> None:
+    entry = next(entry for entry in CATALOG if entry.mixin is None)
+    module, _, name = entry.model.partition(":")
+    ours = getattr(importlib.import_module(module), name)
+    assert getattr(auto, f"{name}@1.2") is ours
 
 
 @every_architecture
@@ -127,23 +136,3 @@ def test_a_stub_of_vllms_stays_as_it_is() -> None:
     assert not _ModelInfo.from_model_cls(ours).supports_multimodal
     with pytest.raises(NotImplementedError, match="not supported on the current"):
         ours(vllm_config=None)
-
-
-def test_the_registered_name_has_vllms_version() -> None:
-    for architecture, model in registered("0.32.7").items():
-        assert model == f"{AUTO_MODULE}:Compiled{architecture}@0.32.7"
-
-
-def test_another_vllm_reads_no_older_inspection() -> None:
-    """vLLM keeps what it knows of a class in a file of the class's name."""
-
-    def files(vllm_version: str) -> set[str]:
-        models = (m.partition(":") for m in registered(vllm_version).values())
-        return {
-            _LazyRegisteredModel(module, name)._get_cache_filename()
-            for module, _, name in models
-        }
-
-    old, new = files("0.32.0"), files("0.32.1")
-    assert len(old) == len(new) == len(registered("1"))
-    assert not old & new

@@ -11,17 +11,20 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import vllm
 from vllm.model_executor.models import registry
 from vllm.model_executor.models.interfaces import supports_multimodal
 from vllm.platforms import current_platform
 
-from mmc_testing.census import CENSUS, DRAFT_MODELS, NO_TOWER, REMARKS
+from mmc_testing.census import ADDS, CENSUS, DRAFT_MODELS, LACKS, NO_TOWER, REMARKS
 from tests.encoder.towers import CANNOT, TOWERS
 from vllm_mmc.catalog import CATALOG, EAGER, OUTSIDE_THE_MULTIMODAL_TABLE, surveyed
 
 PAGE = Path(__file__).parents[2] / "docs/architectures.md"
 SURVEYED = surveyed(registry._MULTIMODAL_MODELS, registry._VLLM_MODELS, "1")
 BY_FILE = {entry.architecture for entry in CATALOG}
+RELEASE = ".".join(vllm.__version__.split(".")[:2])
+OF_THIS_RELEASE = {*CENSUS, *ADDS.get(RELEASE, ())} - LACKS.get(RELEASE, set())
 
 # Architecture -> what the error says where its class cannot be imported.
 CANNOT_IMPORT = {
@@ -47,12 +50,21 @@ def names(title: str) -> list[str]:
     return [row[0].strip("`") for row in rows(title)]
 
 
-@pytest.mark.pages
-def test_every_architecture_of_vllm_is_in_the_census() -> None:
-    assert set(OUTSIDE_THE_MULTIMODAL_TABLE) <= set(registry._VLLM_MODELS)
-    assert set(registry._MULTIMODAL_MODELS) <= set(CENSUS)
-    assert set(CENSUS) == BY_FILE | set(SURVEYED) | set(EAGER)
-    assert set(CENSUS) <= set(registry._VLLM_MODELS)
+def test_every_architecture_of_this_vllm_is_accounted_for() -> None:
+    known = registry._VLLM_MODELS.keys()
+    assert known & (BY_FILE | set(SURVEYED) | set(EAGER)) == OF_THIS_RELEASE
+    assert registry._MULTIMODAL_MODELS.keys() <= OF_THIS_RELEASE
+
+
+def test_what_other_releases_have_and_lack() -> None:
+    added = [name for release in ADDS.values() for name in release]
+    lacked = [name for release in LACKS.values() for name in release]
+    assert not {*added} & {*CENSUS} and {*lacked} <= {*CENSUS}
+    towers = {
+        t for release in ADDS.values() for found in release.values() for t in found
+    }
+    assert towers <= {*TOWERS, *CANNOT}
+    assert {*OUTSIDE_THE_MULTIMODAL_TABLE} <= {*CENSUS, *added}
 
 
 def test_draft_models_are_named_and_not_registered() -> None:
@@ -61,7 +73,6 @@ def test_draft_models_are_named_and_not_registered() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.pages
 def test_the_census_has_exactly_the_classes_that_support_multimodal_input() -> None:
     """A new vLLM fails here with the architectures that are missing."""
     multimodal, failed = set(), {}
@@ -82,8 +93,9 @@ def test_the_census_has_exactly_the_classes_that_support_multimodal_input() -> N
     }
     assert not unknown
     stubs = STUBS_ON_CPU if current_platform.is_cpu() else set()
-    expected = {*CENSUS, *DRAFT_MODELS} - failed.keys() - stubs
-    assert multimodal == expected
+    drafts = registry._SPECULATIVE_DECODING_MODELS.keys() & multimodal
+    assert {*DRAFT_MODELS} <= drafts
+    assert multimodal - drafts == OF_THIS_RELEASE - failed.keys() - stubs
 
 
 def test_tower_names_exist_and_each_tower_stands_for_an_architecture() -> None:

@@ -73,10 +73,10 @@ def test_table_shows_each_engine(
     assert ["answers equal to eager", "2 of 2", "1 of 2", "2 of 2"] in rows
     assert ["largest embedding difference", "-", "0.0e+00", "0.0e+00"] in rows
     assert ["encoder graphs compiled", "0", "3", "0"] in rows
-    demo._print_table(["", "a", "b", "c"], rows)
+    demo.print_table(["", "a", "b", "c"], rows)
     assert "1 of 2" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "rich.table", None)
-    demo._print_table(["", "a", "b", "c"], rows)
+    demo.print_table(["", "a", "b", "c"], rows)
     plain = capsys.readouterr().out.splitlines()
     assert len(plain) == 1 + len(rows)
     assert " ".join(plain[2].split()) == "answers equal to eager 2 of 2 1 of 2 2 of 2"
@@ -102,7 +102,7 @@ def test_what_to_install_is_said_before_an_engine_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    monkeypatch.setattr(demo, "_run_one", lambda *_: pytest.fail("an engine starts"))
+    monkeypatch.setattr(demo, "run_case", lambda *_: pytest.fail("an engine starts"))
     assert main(["demo", "--model", "whisper"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("vllm-mmc demo: ")

@@ -8,12 +8,18 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from vllm_mmc.compat import vllm_version
 from vllm_mmc.compilation.errors import FIXES
 
 ROOT = Path(__file__).parents[2]
 FILE_OF_VLLM = "tests/compile/fullgraph/test_multimodal_compile.py"
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+PAGES = [
+    path
+    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "upstream/*.md")
+    for path in ROOT.glob(pattern)
+]
 
 
 @pytest.mark.pages
@@ -83,3 +89,14 @@ def test_every_known_fix_is_on_its_page() -> None:
     page = " ".join((ROOT / "docs/seeing.md").read_text().split())
     for fix in FIXES.values():
         assert f"| {fix} |" in page
+
+
+def test_each_supported_release_is_in_the_matrix() -> None:
+    (low, high) = vllm_version.TESTED
+    supported = {f"{low[0]}.{minor}" for minor in range(low[1], high[1])}
+    workflow = yaml.safe_load((ROOT / ".github/workflows/matrix.yml").read_text())
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+    assert {v.rpartition(".")[0] for v in matrix["vllm"]} == supported
+    assert [run["vllm"] for run in matrix["include"]] == sorted(matrix["vllm"])
+    (cuda,) = re.findall(r'"vllm\[audio\](.*)"', (ROOT / "pyproject.toml").read_text())
+    assert cuda == ">={}.{},<{}.{}".format(*low, *high)

@@ -25,7 +25,14 @@ import vllm
 from vllm.model_executor.models import registry
 
 from vllm_mmc import __version__
-from vllm_mmc.catalog import AUTO_MODULE, CATALOG, EAGER, compiled_name, surveyed
+from vllm_mmc.catalog import (
+    AUTO_MODULE,
+    CATALOG,
+    EAGER,
+    compiled_name,
+    surveyed,
+    versioned,
+)
 from vllm_mmc.plugin import register
 
 
@@ -43,7 +50,16 @@ def under_both_names(models: dict[str, str]) -> dict[str, str]:
 
 # A release may be without an architecture of the catalogue.
 KNOWN = [entry for entry in CATALOG if entry.architecture in registry._VLLM_MODELS]
-BY_FILE = {entry.architecture: entry.model for entry in KNOWN}
+
+
+def by_file(vllm_version: str) -> dict[str, str]:
+    return {
+        entry.architecture: versioned(entry.compiled_architecture, vllm_version)
+        for entry in KNOWN
+    }
+
+
+BY_FILE = by_file(vllm.__version__)
 SURVEYED = surveyed_with(vllm.__version__)
 EXPECTED = under_both_names(BY_FILE | SURVEYED)
 
@@ -372,7 +388,7 @@ def registry_changes_under_another_vllm() -> dict[str, str]:
 
     from vllm_mmc.plugin import register
 
-    vllm.__version__ = "0.33.0"
+    vllm.__version__ = "0.99.0"
     before = dict(ModelRegistry.models)
     register()
     register()
@@ -387,14 +403,15 @@ def test_an_untested_vllm_is_left_stock_and_told_why(in_vllm: InVllm) -> None:
     outcome = in_vllm(registry_changes_under_another_vllm)
     assert outcome.value == {}
     (line,) = outcome.lines()
-    assert "vLLM 0.33.0 is outside the tested range, 0.31 to below 0.33" in line
+    assert "vLLM 0.99.0 is outside the tested range, 0.31 to below 0.34" in line
     assert "set VLLM_MMC_ALLOW_UNTESTED_VLLM=1" in line
 
 
 def test_an_untested_vllm_can_be_tried(in_vllm: InVllm) -> None:
     env = {"VLLM_MMC_ALLOW_UNTESTED_VLLM": "1"}
     outcome = in_vllm(registry_changes_under_another_vllm, **env)
-    assert outcome.value == under_both_names(BY_FILE | surveyed_with("0.33.0"))
+    expected = by_file("0.99.0") | surveyed_with("0.99.0")
+    assert outcome.value == under_both_names(expected)
     assert outcome.lines() == []
 
 
@@ -415,7 +432,8 @@ def test_a_vllm_without_its_table_of_models(in_vllm: InVllm) -> None:
             if before.get(name) != model
         }
 
-    expected = {e.architecture: e.model for e in KNOWN if e.mixin is None}
+    with_file = {e.architecture for e in KNOWN if e.mixin is None}
+    expected = {name: BY_FILE[name] for name in with_file}
     outcome = in_vllm(scenario)
     assert outcome.value == under_both_names(expected)
     assert "registry._VLLM_MODELS" in outcome.output
@@ -578,6 +596,58 @@ def test_a_multimodal_model_of_another_plugin_is_surveyed(
             registry_beside_a_multimodal_model, THEIR_MODELS=folder, **{switch: "0"}
         )
         assert off.value == stock
+
+
+def inspections_that_an_upgrade_finds() -> dict[str, Any]:
+    import os
+    import sys
+    from dataclasses import fields
+
+    import vllm
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.registry import _ModelInfo
+
+    from vllm_mmc import catalog, plugin
+
+    sys.path.append(os.environ["THEIR_MODELS"])
+    ModelRegistry.register_model("TheirVLModel", "their_vl:Model")
+    before = dict(ModelRegistry.models)
+    info = _ModelInfo(**{field.name: None for field in fields(_ModelInfo)})
+    one_file = "the digest of a file that stays as it is"
+
+    def with_releases(theirs: str, ours: str) -> dict[str, Any]:
+        vllm.__version__ = theirs
+        catalog.__version__ = plugin.__version__ = ours
+        ModelRegistry.models.clear()
+        ModelRegistry.models.update(before)
+        plugin.register()
+        models = ModelRegistry.models
+        return {k: v for k, v in models.items() if before.get(k) != v}
+
+    def found(models: dict[str, Any]) -> list[str]:
+        return [k for k, v in models.items() if v._load_modelinfo_from_cache(one_file)]
+
+    old = with_releases("0.32.0", "1.0")
+    for model in old.values():
+        model._save_modelinfo_to_cache(info, one_file)
+    return {
+        "registered": list(old),
+        "same": found(with_releases("0.32.0", "1.0")),
+        "another vLLM": found(with_releases("0.32.1", "1.0")),
+        "another vllm_mmc": found(with_releases("0.32.0", "1.1")),
+    }
+
+
+def test_an_upgrade_finds_no_older_inspection(in_vllm: InVllm, tmp_path: Path) -> None:
+    """vLLM keeps what it knows of a class in a file of the class's name, and reads the
+    file if the module that the class is in has the same text."""
+    source = "@MULTIMODAL_REGISTRY.register_processor(P)\nclass Model: ..."
+    (tmp_path / "their_vl.py").write_text(source)
+    env = {"THEIR_MODELS": str(tmp_path), "VLLM_CACHE_ROOT": str(tmp_path)}
+    found = in_vllm(inspections_that_an_upgrade_finds, **env).value
+    assert set(found["registered"]) == {*EXPECTED, "TheirVLModel"}
+    assert found["same"] == found["registered"]
+    assert found["another vLLM"] == found["another vllm_mmc"] == []
 
 
 # ---------------------------------------------------------------- what it says

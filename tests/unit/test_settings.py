@@ -20,6 +20,7 @@ GOOD = [
     ("parity_check", "all", "all", "all"),
     ("measure", "off", "off", "off"),
     ("measure", "warmup", "warmup", "warmup"),
+    ("cpu_attention", "sdpa", "sdpa", "sdpa"),
     ("compile_sizes", "[64, 16, 64]", [64, 16, 64], (16, 64)),
     ("compile_sizes", "[]", [], ()),
     ("compile_ranges", "[[9, 20], [1, 8]]", [[9, 20], [1, 8]], ((1, 8), (9, 20))),
@@ -31,6 +32,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("on_error", "ignore", '"eager" or "raise"'),
     ("on_error", True, '"eager" or "raise"'),
     ("measure", "on", '"off" or "warmup"'),
+    ("cpu_attention", "fast", '"auto" or "sdpa" or "amx" or "avx512_bf16" or "avx512"'),
     ("parity_check", "on", '"auto" or "off" or "first" or "all"'),
     *(
         ("max_graphs", bad, "a whole number above 0")
@@ -63,6 +65,7 @@ def test_names_of_the_variables() -> None:
         "VLLM_MMC_MAX_GRAPHS",
         "VLLM_MMC_COMPILE_SECONDS",
         "VLLM_MMC_MEASURE",
+        "VLLM_MMC_CPU_ATTENTION",
         "VLLM_MMC_LOG_SHAPES_INTERVAL",
     }
 

@@ -19,12 +19,10 @@ PUBLISHED = {
     "OpenMOSS-Team/MOSS-Transcribe-Diarize": "moss_transcribe_diarize",
     "Qwen/Qwen2-Audio-7B-Instruct": "qwen2_audio",
     "Qwen/Qwen3-ASR-1.7B": "qwen3_asr",
-    "Qwen/Qwen3-Omni-30B-A3B-Instruct": "qwen3_omni",
     "fixie-ai/ultravox-v0_5-llama-3_2-1b": "ultravox",
     "meta-llama/Llama-4-Scout-17B-16E-Instruct": "llama4",
     "mistralai/Voxtral-Mini-3B-2507": "voxtral",
     "moonshotai/Kimi-Audio-7B-Instruct": "kimi_audio",
-    "nvidia/audio-flamingo-3-hf": "audioflamingo3",
     "openai/whisper-tiny": "whisper",
 }
 HERE = Path(__file__).parent

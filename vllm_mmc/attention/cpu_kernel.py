@@ -7,8 +7,8 @@ not link to torch, and runs on torch's threads, through `torch_parallel_for`.
 """
 
 import ctypes
+import enum
 import functools
-import itertools
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,8 +20,28 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 ALL_LENGTHS = (0, 2**62)
 
+NOT_BUILT = RuntimeError("vllm_mmc was installed without its CPU kernel")
+
 SMALL = 1 << 18
 """Multiplications below which one thread is as fast as several."""
+
+
+class State(enum.IntEnum):
+    """Whether a path of the library runs here; numbers of csrc/cpu."""
+
+    RUNS = 0
+    NOT_OF_PROCESSOR = 1
+    NOT_OF_SYSTEM = 2
+    NOT_COMPILED = 3
+
+    @property
+    def reason(self) -> str:
+        return (
+            "it runs",
+            "this processor does not have it",
+            "the system refuses its registers",
+            "it was not compiled: there was no g++, or an old one (g++ 11 has all)",
+        )[self]
 
 
 class _Attention(ctypes.Structure):
@@ -66,15 +86,13 @@ class _Library:
             ctypes.c_void_p,
         )
         library.vllm_mmc_level.restype = ctypes.c_char_p
-        self.states: dict[str, int] = {}
         state = ctypes.c_int32()
-        for index in itertools.count():
-            name = library.vllm_mmc_level(index, ctypes.byref(state))
-            if name is None:
-                break
-            self.states[name.decode()] = state.value
-        self.indices = {name: index for index, name in enumerate(self.states)}
-        self.levels = tuple(name for name, state in self.states.items() if state == 0)
+        found: list[tuple[str, State]] = []
+        while name := library.vllm_mmc_level(len(found), ctypes.byref(state)):
+            found.append((name.decode(), State(state.value)))
+        self.states = tuple(found)
+        self.indices = {name: index for index, (name, _) in enumerate(found)}
+        self.levels = tuple(name for name, state in found if state == State.RUNS)
 
 
 @functools.cache
@@ -89,8 +107,17 @@ def _library() -> _Library | None:
         return None
 
 
+def states() -> tuple[tuple[str, State], ...]:
+    """Each path of the library, best first, and whether it runs; or ()."""
+    library = _library()
+    return library.states if library else ()
+
+
 def levels() -> tuple[str, ...]:
-    """The library's instruction sets that this processor has, best first; or ()."""
+    """The paths that run, best first; or ().
+
+    Those named plain_* do what the others do in plain C++, for tests.
+    """
     library = _library()
     return library.levels if library else ()
 
@@ -136,7 +163,7 @@ def varlen_attention(
     """
     library = _library()
     if library is None:
-        raise RuntimeError("vllm_mmc was installed without its CPU kernel")
+        raise NOT_BUILT
     batch, seq, heads, head_size = q.shape
     tokens, items = batch * seq, batch
     if out is None:

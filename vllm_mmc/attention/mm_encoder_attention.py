@@ -3,20 +3,22 @@
 """vLLM's `MMEncoderAttention` on our ops: the same constructor, forward and host side.
 
 The backend is the one that vLLM chooses (`--mm-encoder-attn-backend` included). On CPU
-our kernel runs, unless the user has chosen a backend by name.
+`cpu_choice` decides, unless the user has chosen a backend by name.
 """
 
 import torch
 import torch.nn as nn
+from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import mm_encoder_attention as stock
 from vllm.model_executor.models.vision import get_multimodal_config
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from vllm_mmc.attention import cpu_kernel
+from vllm_mmc.attention import cpu_choice, cpu_kernel
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.compat import symbols
+from vllm_mmc.settings import Settings
 
 logger = init_logger(__name__)
 
@@ -26,6 +28,7 @@ class MMEncoderAttention(stock.MMEncoderAttention):
 
     Attributes:
         cpu_op: The name in `torch.ops.vllm_mmc` of the op that runs on CPU.
+        cpu_provider: "auto", or the provider that the setting `cpu_attention` names.
     """
 
     def __init__(
@@ -40,29 +43,43 @@ class MMEncoderAttention(stock.MMEncoderAttention):
         self.choose_backend()
 
     def choose_backend(self) -> None:
-        """Take the backend of this platform and of vLLM's current configuration."""
+        """Take the backend of this platform and of vLLM's current configuration.
+
+        Raises:
+            ValueError: The setting `cpu_attention` names what cannot run here.
+        """
         if symbols.usable(symbols.FORWARD_METHOD, symbols.DISPATCH_FORWARD):
             # vLLM's constructor bound the method of the class that it was called for.
             dispatch_forward = symbols.DISPATCH_FORWARD.of(self)
             symbols.FORWARD_METHOD.set(self, dispatch_forward(compile_native=False))
-        self.cpu_op = "batched_sdpa"
+        self.cpu_op, self.cpu_provider = "batched_sdpa", cpu_choice.AUTO
         if not current_platform.is_cpu():
             return
         config = get_multimodal_config()
         if config is not None and config.mm_encoder_attn_backend is not None:
             return
+        asked = Settings.of(get_current_vllm_config()).cpu_attention
+        if (why := cpu_choice.why_not(asked)) is not None:
+            raise ValueError(f"cpu_attention is {asked}, which cannot run: {why}")
+        if asked == cpu_choice.SDPA:
+            return
         if cpu_kernel.levels():
-            self.cpu_op = "varlen_attention"
-            logger.info_once(
-                "MMEncoderAttention: the CPU kernel of vllm_mmc runs, with %s.",
-                cpu_kernel.levels()[0],
-            )
+            self.cpu_op, self.cpu_provider = "varlen_attention", asked
+            logger.info_once("MMEncoderAttention: %s.", cpu_choice.describe(asked))
         else:
             logger.warning_once(
                 "MMEncoderAttention: vllm_mmc was installed without its CPU kernel; "
                 "PyTorch's attention runs instead. Install a C++ compiler (g++), then "
                 "vllm_mmc again."
             )
+
+    def cpu_choice(self) -> str | None:
+        """Who computes on CPU, for the user; None on other devices."""
+        if not current_platform.is_cpu():
+            return None
+        if self.cpu_op == "batched_sdpa":
+            return "PyTorch's"
+        return cpu_choice.describe(self.cpu_provider)
 
     def forward_cpu(
         self,
@@ -88,8 +105,14 @@ class MMEncoderAttention(stock.MMEncoderAttention):
             query's shape, contiguous.
         """
         q, k, v = self._in_4d(query, key, value)
-        op = getattr(torch.ops.vllm_mmc, self.cpu_op)
-        return op(q, k, v, self.scale, cu_seqlens).view(query.shape)
+        ops = torch.ops.vllm_mmc
+        if self.cpu_op == "varlen_attention":
+            out = ops.varlen_attention(
+                q, k, v, self.scale, cu_seqlens, None, self.cpu_provider
+            )
+        else:
+            out = ops.batched_sdpa(q, k, v, self.scale, cu_seqlens)
+        return out.view(query.shape)
 
     def _forward_fa(
         self,

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from vllm_mmc.attention import cpu_kernel
+from vllm_mmc.attention import cpu_choice, cpu_kernel
+from vllm_mmc.compat.capture import capturing
 
 _library = torch.library.Library("vllm_mmc", "FRAGMENT")
 
@@ -91,12 +92,17 @@ def varlen_attention(
     scale: float | None = None,
     cu_seqlens: torch.Tensor | None = None,
     kv_lens: torch.Tensor | None = None,
+    provider: str = cpu_choice.AUTO,
 ) -> torch.Tensor:
-    """csrc/cpu/varlen_attention.cpp: fp32, bf16 and fp16, computed in fp32.
+    """fp32, bf16 and fp16, each item by the provider that is fastest for its length.
+
+    The providers are paths of csrc/cpu, which add up in fp32, and PyTorch's attention.
 
     Args:
-        kv_lens: as in `prefix_sdpa`. Neighbouring tokens with the same keys are one
-            piece of work: chunks are fast, and one key more for each token is slow.
+        kv_lens: as in `prefix_sdpa`, by csrc/cpu alone. Neighbouring tokens with the
+            same keys are one piece of work: chunks are fast, and one key more for each
+            token is slow.
+        provider: one of `cpu_choice.PROVIDERS` for all items, or "auto".
     """
     _check(q, k, v, cu_seqlens)
     _check_kv_lens(q, kv_lens)
@@ -105,7 +111,28 @@ def varlen_attention(
     if q.numel() == 0:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    return cpu_kernel.varlen_attention(q, k, v, scale, cu_seqlens, kv_lens)
+    if kv_lens is not None:
+        level = None if provider == cpu_choice.AUTO else provider
+        return cpu_kernel.varlen_attention(q, k, v, scale, cu_seqlens, kv_lens, level)
+    parts = cpu_choice.parts(q.dtype, provider)
+    if cu_seqlens is None:
+        parts = tuple(part for part in parts if q.shape[1] <= part.longest)[:1]
+    if len(parts) == 1:
+        if parts[0].provider == cpu_choice.SDPA:
+            return batched_sdpa(q, k, v, scale, cu_seqlens)
+        return cpu_kernel.varlen_attention(
+            q, k, v, scale, cu_seqlens, level=parts[0].provider
+        )
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for part in parts:
+        if part.provider == cpu_choice.SDPA:
+            assert cu_seqlens is not None
+            _batched_sdpa(q, k, v, scale, cu_seqlens, part[:2], out)
+        else:
+            cpu_kernel.varlen_attention(
+                q, k, v, scale, cu_seqlens, None, part.provider, part[:2], out
+            )
+    return out
 
 
 def batched_sdpa(
@@ -119,20 +146,34 @@ def batched_sdpa(
     _check(q, k, v, cu_seqlens)
     if cu_seqlens is None:
         return _sdpa(q, k, v, scale).contiguous()
+    return _batched_sdpa(q, k, v, scale, cu_seqlens, cpu_kernel.ALL_LENGTHS, None)
+
+
+def _batched_sdpa(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float | None,
+    cu_seqlens: torch.Tensor,
+    lengths: tuple[int, int],
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    """Of items with so many tokens; of others, and they alone, `out` keeps its rows."""
     bounds, total = cu_seqlens.tolist(), q.shape[0] * q.shape[1]
     if bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > total:
         raise cpu_kernel.bounds_error(bounds, total)
     starts: dict[int, list[int]] = {}
     for start, end in itertools.pairwise(bounds):
-        if end > start:
+        if end > start and lengths[0] <= end - start <= lengths[1]:
             starts.setdefault(end - start, []).append(start)
     for length, found in starts.items():
-        if len(found) * length == total:  # all there is, end to end
+        if out is None and len(found) * length == total:  # all there is, end to end
             shape = q.shape
             if shape[0] != len(found):
                 q, k, v = (x.reshape(-1, length, *x.shape[2:]) for x in (q, k, v))
             return _sdpa(q, k, v, scale).contiguous().view(shape)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    if out is None:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
     q, k, v, flat = (x.flatten(0, 1) for x in (q, k, v, out))
     flat[: bounds[0]], flat[bounds[-1] :] = 0, 0
     for length, found in starts.items():
@@ -251,17 +292,17 @@ def flash_attn_maxseqlen_wrapper(
     _check(q, k, v, cu_seqlens)
     longest = _on_host(max_seqlen, q, cu_seqlens)
     kwargs: dict[str, Any] = {}
+    takes_out = False
     if is_rocm_aiter:
         from aiter import flash_attn_varlen_func
 
         kwargs["window_size"] = (-1, -1)
     else:
-        flash_attn_varlen_func, kwargs = _flash_attn(fa_version)
-    if current_platform.is_cuda() and torch.cuda.is_current_stream_capturing():
-        # In a replay, tokens of no item must not hold what was there before.
-        kwargs["out"] = torch.zeros(
-            q.flatten(0, 1).shape, dtype=q.dtype, device=q.device
-        )
+        flash_attn_varlen_func, takes_out = _flash_attn()
+        if takes_out and fa_version is not None:
+            kwargs["fa_version"] = fa_version
+    if takes_out and capturing():
+        kwargs["out"] = _output(q).flatten(0, 1)
     cu_seqlens = _cu_seqlens(q, cu_seqlens)
     out = flash_attn_varlen_func(
         *(x.flatten(0, 1) for x in (q, k, v)),
@@ -274,6 +315,10 @@ def flash_attn_maxseqlen_wrapper(
         causal=False,
         **kwargs,
     )
+    if not takes_out and capturing():
+        token = torch.arange(out.shape[0], device=q.device)
+        of_an_item = (token >= cu_seqlens[0]) & (token < cu_seqlens[-1])
+        out = torch.where(of_an_item[:, None, None], out, 0)
     return out.contiguous().view(q.shape)
 
 
@@ -292,7 +337,7 @@ def triton_attn_wrapper(
     _check(q, k, v, cu_seqlens)
     longest = _on_host(max_seqlen, q, cu_seqlens)
     cu_seqlens = _cu_seqlens(q, cu_seqlens)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out = _output(q)
     context_attention_fwd(
         *(x.flatten(0, 1) for x in (q, k, v, out)),
         b_start_loc=cu_seqlens[:-1],
@@ -329,18 +374,24 @@ def _cu_seqlens(q: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tenso
     )[: batch + 1]
 
 
-def _flash_attn(
-    fa_version: int | None,
-) -> tuple[Callable[..., torch.Tensor], dict[str, Any]]:
+def _output(q: torch.Tensor) -> torch.Tensor:
+    """What a kernel writes the tokens of items into, and no others.
+
+    In a replay of a CUDA graph, tokens of no item must not hold what was there before.
+    """
+    new = torch.zeros_like if capturing() else torch.empty_like
+    return new(q, memory_format=torch.contiguous_format)
+
+
+def _flash_attn() -> tuple[Callable[..., torch.Tensor], bool]:
+    """The function, and whether it is vLLM's, which takes `out` and `fa_version`."""
     try:
         from vllm.v1.attention.backends.fa_utils import flash_attn_varlen_func
     except ImportError:
         from flash_attn import flash_attn_varlen_func
 
-        return flash_attn_varlen_func, {}
-    if fa_version is None or current_platform.is_rocm():
-        return flash_attn_varlen_func, {}
-    return flash_attn_varlen_func, {"fa_version": fa_version}
+        return flash_attn_varlen_func, False
+    return flash_attn_varlen_func, not current_platform.is_rocm()
 
 
 _register(flash_attn_maxseqlen_wrapper)

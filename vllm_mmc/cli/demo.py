@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         # Where vLLM notes what it knows of a model class. Not a compile cache, and
         # asking anew costs a process that imports vLLM: keep the user's.
         cache = directory / "cache"
-        _link_model_notes(cache)
+        link_model_notes(cache)
         env = {
             "VLLM_CACHE_ROOT": str(cache),
             "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
@@ -117,14 +117,14 @@ def run(args: argparse.Namespace) -> int:
             place.mkdir()
             env["VLLM_PLUGINS"] = case.plugins
             try:
-                found.append(_run_one(label, probe, place, env))
+                found.append(run_case(label, probe, place, env))
             except RuntimeError as error:
                 print(f"vllm-mmc demo: {case.name}: {error}", file=sys.stderr)
                 return 1
             except KeyboardInterrupt:
                 return 130
     print()
-    _print_table(["", *(case.name for case in RUNS)], _rows(found))
+    print_table(["", *(case.name for case in RUNS)], _rows(found))
     largest = family.describe(max(item for items in family.samples for item in items))
     print(
         f"\n{family.title}, {args.depth} encoder blocks, float32, one thread. Answers "
@@ -183,7 +183,7 @@ def _depth(text: str) -> int:
     return depth
 
 
-def _run_one(
+def run_case(
     label: str, probe: "Probe", directory: Path, env: Mapping[str, str]
 ) -> "Findings":
     from vllm_mmc.demo.probe import Run
@@ -210,7 +210,7 @@ def _run_one(
     return findings
 
 
-def _link_model_notes(cache: Path) -> None:
+def link_model_notes(cache: Path) -> None:
     user_cache = os.environ.get("VLLM_CACHE_ROOT") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "vllm"
     )
@@ -249,7 +249,7 @@ def _rows(found: Sequence["Findings"]) -> list[list[str]]:
     return [[name, *map(value, found)] for name, value in measures.items()]
 
 
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     try:
         from rich.console import Console
         from rich.table import Table

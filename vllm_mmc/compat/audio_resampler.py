@@ -4,7 +4,7 @@
 
 Why: the CPU wheel of vLLM runs without torchaudio, and then answers a request with
     audio of another rate with status 500. soxr comes with vllm[audio].
-Upstream: no issue; vllm/multimodal/audio.py has torchaudio as its default.
+Upstream: upstream/audio_resampler
 Remove when: vLLM chooses a resampler that is installed.
 Undo: nothing is kept; only the parser that is passed changes.
 """

@@ -4,7 +4,7 @@
 
 Why: a graph that serves several modules needs the guards of a graph apart from the
     graph, marks without an example size, and settings that have no public form.
-Upstream: torch/_dynamo/aot_compile.py; ahead-of-time compilation is experimental.
+Upstream: no folder, it is PyTorch's: torch/_dynamo/aot_compile.py, experimental.
 Remove when: `torch.compiler` has a public form of each function below.
 Undo: nothing is kept; settings hold inside of `settings()`.
 """

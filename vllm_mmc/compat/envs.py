@@ -4,7 +4,7 @@
 
 Why: vLLM reports every unknown variable that starts with VLLM_, and refuses to start
     with --fail-on-environ-validation.
-Upstream: no issue; a plugin has no other way to declare a variable.
+Upstream: no folder: a wish for a place for plugins, no fault that a script can show.
 Remove when: vLLM lets plugins declare theirs.
 Undo: `forget()`.
 

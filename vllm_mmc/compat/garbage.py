@@ -6,8 +6,8 @@ Why: the garbage collector may run a finalizer while Dynamo's FakeTensorMode is 
     vLLM's `CPUDNNLGEMMHandler.__del__` (one for each linear layer on CPU) reads a
     tensor. After a model was dropped, that read recurses without end under
     FakeTensorMode, and the interpreter aborts.
-Upstream: no issue; vllm/_custom_ops.py should keep the handle as an int.
-Remove when: no finalizer of vLLM's touches a tensor.
+Upstream: upstream/onednn_finalizer
+Remove when: each supported release has it, and no other finalizer reads a tensor.
 Undo: nothing is kept; the change holds inside of `kept()`.
 """
 

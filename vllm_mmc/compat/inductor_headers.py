@@ -5,7 +5,8 @@
 Why: before Inductor opens a kernel that is there, it preprocesses its headers, and
     compiles them where they are not precompiled, as on another machine: one to ten
     seconds in which a warm start compiles what it does not use.
-Upstream: no issue; torch/_inductor/codecache.py, CppCodeCache.load_async.
+Upstream: no folder, it is PyTorch's: torch/_inductor/codecache.py,
+    CppCodeCache.load_async.
 Remove when: Inductor looks for the kernel first.
 Undo: nothing is kept; the change holds inside of `unprepared()`. A kernel that is not
     there after all cannot be compiled inside of it: the load fails, as for any damage.

@@ -5,7 +5,8 @@
 Why: vLLM lets Inductor compile one kernel at a time (TORCHINDUCTOR_COMPILE_THREADS=1),
     because more would start a pool of processes, for Triton. C++ kernels need threads
     only, each waiting for its compiler, and on CPU there is no Triton.
-Upstream: no issue; torch/_inductor/async_compile.py ties both pools to one number.
+Upstream: no folder, it is PyTorch's: torch/_inductor/async_compile.py has one
+    number for both pools.
 Remove when: Inductor can use its threads without its processes.
 Undo: nothing is kept; the change holds inside of `more()`.
 """

@@ -6,7 +6,7 @@ Why: MKL chooses the kernel of each such function at its first call. If two thre
     that call at once, as they do for a large tensor, one of them may get a kernel of
     low accuracy, for its share of this one call: a rotary table or the sinusoids of an
     encoder are then off by some 1e-4 for as long as the process lives.
-Upstream: https://github.com/pytorch/pytorch/issues/188792
+Upstream: no folder, it is PyTorch's: https://github.com/pytorch/pytorch/issues/188792
 Remove when: PyTorch for CPU is built with oneMKL 2025.0 or newer.
 Undo: nothing is kept.
 """

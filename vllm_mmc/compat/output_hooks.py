@@ -6,7 +6,7 @@ Why: at the first call of a model, transformers 5 puts a hook on each attention 
     layer. The hook keeps what the module returns if the caller has asked for attention
     weights or hidden states. It asks a context variable for that, which Dynamo cannot
     trace.
-Upstream: no issue; transformers/utils/output_capturing.py.
+Upstream: no folder, it is transformers': transformers/utils/output_capturing.py.
 Remove when: the hook is traced without a graph break.
 Undo: nothing is kept; the hooks are back at the end of `taken_off()`.
 

@@ -6,7 +6,7 @@ Why: vLLM gives handlers to the logger "vllm" alone, so INFO of "vllm_mmc.*" is 
     and it calls plugins before it configures any logging, so INFO of a plugin at that
     time is lost whatever its logger is called. Configuring it earlier would make
     `vllm --version`, which calls plugins too, print more than a version.
-Upstream: no issue.
+Upstream: no folder: a wish for a place for plugins, no fault that a script can show.
 Remove when: vLLM configures logging before it calls plugins and has a place for the
     loggers of plugins.
 Undo: `leave()`; a line that waits is dropped with it.

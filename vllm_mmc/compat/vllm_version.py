@@ -4,7 +4,7 @@
 
 import re
 
-TESTED = ((0, 31), (0, 33))
+TESTED = ((0, 31), (0, 34))
 """From the first release (included) to the second (excluded)."""
 
 

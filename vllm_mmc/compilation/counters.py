@@ -41,6 +41,8 @@ class Counters:
     """Structures that run eager because they differed from it."""
     measured_eager: int = 0
     """Structures that run eager because it is faster (setting `measure`)."""
+    replays: int = 0
+    """Calls of an audio encoder that a CUDA graph of vLLM's has answered."""
     dynamo_seconds: float = 0.0
     """Tracing, and putting the result together."""
     inductor_seconds: float = 0.0

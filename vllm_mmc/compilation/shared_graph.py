@@ -24,6 +24,7 @@ from vllm_mmc.cache import store
 from vllm_mmc.cache.entry import Entry, entry_for
 from vllm_mmc.cache.key import environment_digest
 from vllm_mmc.compat import dynamo, garbage, inductor_threads, symbols
+from vllm_mmc.compat.capture import capturing
 from vllm_mmc.compilation import captured_globals, compiler, errors, measure, parity
 from vllm_mmc.compilation.arguments import (
     Arguments,
@@ -212,6 +213,14 @@ class SharedGraph:
                 if self._observes:
                     return self._observed(run, module, given, span)
                 return self._run(run, module, given, span)
+        if capturing():
+            logger.warning_once(
+                "%s runs eager in a CUDA graph: a call of its kind did not come before "
+                "the capture, and a capture compiles nothing.",
+                self.spec.name,
+            )
+            args, kwargs = arguments
+            return self.spec.forward(module)(*args, **kwargs)
         with compiler.LOCK:
             run = self._known(self._frame, module, given, span) or self._graph_for(
                 self._signature, self._frame, module, given, vllm_config, span
@@ -440,6 +449,8 @@ class SharedGraph:
         span: buckets.Range | None,
         first: bool = False,
     ) -> Any:
+        if capturing():  # a comparison reads the device, and would be replayed
+            return self._run(run, module, arguments, span)
         if self._measures:
             measure.note(self, run, self.spec.forward(module), module, *arguments)
         if first or self.parity_check == "all":

@@ -179,6 +179,8 @@ def _answer(probe: Probe) -> Findings:
         for _ in range(3 + probe.timed_runs):
             begun = time.perf_counter()
             embed(**largest)
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
             times.append(1000 * (time.perf_counter() - begun))
 
     # Without the plugin nothing has imported our counters, and nothing is compiled.
@@ -187,7 +189,7 @@ def _answer(probe: Probe) -> Findings:
     return Findings(
         model=f"{type(model).__module__}:{type(model).__name__}",
         tokens=tokens,
-        embeddings=[output.float().numpy() for _, output in calls],
+        embeddings=[output.float().cpu().numpy() for _, output in calls],
         start_seconds=start_seconds,
         compile_seconds=config.encoder_compilation_time,
         graphs=ours.counters.graphs if ours else 0,

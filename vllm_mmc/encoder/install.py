@@ -67,16 +67,21 @@ class InstallReport:
 
     Attributes:
         changes: "stock class -> class of this package" -> number of modules.
+        attention: Who computes attention on CPU; None on other devices, and if no
+            attention layer has changed.
         survey: What a survey found; None if there was none.
     """
 
     changes: Counter[str] = field(default_factory=Counter)
+    attention: str | None = None
     survey: Survey | None = None
 
     def lines(self) -> Iterator[str]:
         """For the user: what changed, and what the survey found."""
         for change, count in self.changes.items():
             yield f"{change} x {count}"
+        if self.attention is not None:
+            yield f"attention: {self.attention}"
         for region in self.survey.regions if self.survey is not None else ():
             yield f"{region.spec.name} x {len(region.paths)}, by survey"
 
@@ -191,6 +196,7 @@ class _Walk:
             self._note(module, new)
         if isinstance(new, MMEncoderAttention):
             new.choose_backend()
+            self.report.attention = new.cpu_choice()
         if isinstance(new, CompiledEncoder):
             limit = new.max_packed_tokens(self.budget) if self.budget else None
             new.encoder_shapes = TokenBuckets(

@@ -89,7 +89,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     def _install(self, names: Iterable[str], vllm_config: VllmConfig) -> None:
         plan = self.encoder_plan
-        budget = _encoder_budget(vllm_config) if plan.is_by_hand else None
+        budget = encoder_budget(vllm_config) if plan.is_by_hand else None
         if self.encoder_report is None:  # vLLM marks two towers one after the other
             self.encoder_report = InstallReport()
             self._to_survey: dict[str, VllmConfig] = {}
@@ -152,6 +152,10 @@ class SupportsCompiledEncoder(SupportsMultiModal):
         super().postprocess_encoder_output(
             outputs, indices, per_item_out_tokens, dest, *args, **kwargs
         )
+        self.finite_items(indices, dest)
+
+    def finite_items(self, indices: list[int], dest: Any) -> None:
+        """Check the items of these indices in `dest`, which a CUDA graph has made."""
         items = self._finite([dest[i] for i in indices], ["a CUDA graph's inputs"])
         for i, item in zip(indices, items, strict=True):
             dest[i] = item
@@ -236,19 +240,23 @@ class SupportsCompiledEncoder(SupportsMultiModal):
             measure.at_warmup(),
         ):
             for encoder in encoders:
-                for tokens in encoder.encoder_shapes.warmup_sizes():
+                for tokens in self.warm_up_sizes(encoder):
                     self.run_dummy_encoder(encoder, tokens)
         report = self.encoder_report
         if report is not None and (encoders or report.survey is not None):
             changes, numbers = "\n".join(report.lines()), table(asdict(counters))
             logger.info("%s, encoder:\n%s\n%s", type(self).__name__, changes, numbers)
 
+    def warm_up_sizes(self, encoder: "CompiledEncoder") -> list[int]:
+        """The numbers of packed tokens that `warm_up_encoder` runs this encoder on."""
+        return encoder.encoder_shapes.warmup_sizes()
+
     def run_dummy_encoder(self, encoder: "CompiledEncoder", tokens: int) -> None:
         """Run one encoder, and the regions after it, on this many packed tokens."""
         encoder.run_dummy(tokens)
 
 
-def _encoder_budget(vllm_config: VllmConfig) -> int | None:
+def encoder_budget(vllm_config: VllmConfig) -> int | None:
     """The most embeddings that vLLM's scheduler asks one encoder call for."""
     config = vllm_config.model_config.multimodal_config
     if config is None or getattr(config, "video_pruning_rate", None):

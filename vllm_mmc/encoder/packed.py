@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.utils.torch_utils import async_tensor_h2d
 
@@ -39,6 +40,12 @@ def starts(lengths: Ints) -> Ints:
     return lengths.cumsum() - lengths
 
 
+def sum_items(values: Ints | Sequence[int], sizes: Ints) -> Ints:
+    """The sum of each item's values: `[5, 6, 7]`, sizes `[2, 0, 1]` -> `[11, 0, 7]`."""
+    sums, ends = np.append(0, np.cumsum(values)).astype(np.int64), sizes.cumsum()
+    return sums[ends] - sums[ends - sizes]
+
+
 def cu_seqlens(lengths: Ints) -> Ints:
     """`[2, 0, 3]` -> `[0, 2, 2, 5]`."""
     return np.append(0, lengths.cumsum())
@@ -51,13 +58,17 @@ def on_device(
     return async_tensor_h2d(torch.from_numpy(values).to(dtype), device)
 
 
-def mean_pool(x: torch.Tensor, lengths: Ints, step: int) -> torch.Tensor:
-    """Mean of each `step` tokens of an item; tokens left over of an item are dropped.
+def whole_groups(lengths: Ints, step: int) -> Ints:
+    """The rows that `mean_pool` takes: tokens left over of an item are dropped.
 
-    [sum(lengths), width] -> [sum(lengths // step), width].
+    [sum(lengths // step) * step].
     """
     item, offset = item_and_offset(lengths // step * step)
-    rows = on_device(starts(lengths)[item] + offset, x.device)
+    return starts(lengths)[item] + offset
+
+
+def mean_pool(x: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
+    """Mean of each `step` rows: [tokens, width] -> [len(rows) / step, width]."""
     return x[rows].unflatten(0, (-1, step)).mean(1)
 
 
@@ -66,10 +77,21 @@ def pad_items(x: torch.Tensor, lengths: Ints, padded_lengths: Ints) -> torch.Ten
 
     [sum(lengths), width] -> [sum(padded_lengths), width].
     """
-    item, offset = item_and_offset(lengths)
-    rows = on_device(starts(padded_lengths)[item] + offset, x.device)
-    padded = x.new_zeros(padded_lengths.sum(), x.shape[1])
-    return padded.index_copy_(0, rows, x[: len(rows)])
+    return pad_rows(x, on_device(padded_groups(lengths, padded_lengths), x.device))
+
+
+def padded_groups(lengths: Ints, padded_lengths: Ints) -> Ints:
+    """The rows that `pad_rows` takes: -1 after each item, up to its padded length.
+
+    [sum(padded_lengths)].
+    """
+    item, offset = item_and_offset(padded_lengths)
+    return np.where(offset < lengths[item], starts(lengths)[item] + offset, -1)
+
+
+def pad_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """[tokens, width] -> [len(rows), width]; row -1 is zeros."""
+    return F.pad(x, (0, 0, 0, 1))[rows]
 
 
 def one_item(

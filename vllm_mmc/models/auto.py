@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
-"""`CompiledX` for each multimodal class X of vLLM without model code in this package.
+"""`CompiledX` for each multimodal class X of vLLM.
 
-A row of the catalogue with a `mixin` gets that mixin; any other encoder is surveyed,
-after the classes that the catalogue's `REWRITES` name have been exchanged.
+A row of the catalogue names the class, or a `mixin` of which the class is made. Any
+other encoder is surveyed, after the classes that the catalogue's `REWRITES` name have
+been exchanged.
 
 The classes are made when they are asked for: vLLM's registry, its inspection process
 and its workers do `getattr(module, name)`. vLLM stores facts about a class under the
-class's name. What follows "@" in the name tells classes apart: vLLM's version, or for a
-class of another plugin `module+Class+digest`, with the digest of the module's file.
+class's name. What follows "@" in the name tells classes apart: the versions of vLLM and
+of this package, or for a class of another plugin `module+Class+digest`, with the digest
+of the module's file and of both versions.
 """
 
 import importlib
@@ -30,7 +32,7 @@ from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
 logger = init_logger(__name__)
 
 _PREFIX = "Compiled"
-_ROWS = {entry.compiled_architecture: entry for entry in CATALOG if entry.mixin}
+_ROWS = {entry.compiled_architecture: entry for entry in CATALOG}
 
 
 class AutoCompiledEncoder(SupportsCompiledEncoder):
@@ -93,7 +95,8 @@ def __getattr__(name: str) -> Any:
     if name in globals():
         return globals()[name]  # asked for with a suffix
     if (entry := _ROWS.get(name)) is not None:
-        assert entry.mixin is not None
+        if entry.mixin is None:
+            return _imported(entry.model)
         bases = (_imported(entry.mixin), stock_class(entry.architecture))
         return _made(name, name, bases)
     of_vllm = architecture in (symbols.VLLM_MODELS.find() or ())

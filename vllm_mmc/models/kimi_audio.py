@@ -2,24 +2,27 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Kimi-Audio with Whisper's encoder, packed: one graph for any number of layers.
 
-Two things differ from stock on purpose. Requests of different lengths can be encoded
-together; stock's engine dies of it. The missing bias of keys is zero; stock leaves that
-memory uninitialised.
+Three things differ from stock on purpose. Requests of different lengths can be encoded
+together; stock's engine dies of it. Each request of a step hears its own clip; stock
+lets only the first one hear. The missing bias of keys is zero; stock leaves that memory
+uninitialised.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from vllm.model_executor.models.interfaces import MultiModalEmbeddings
 from vllm.model_executor.models.kimi_audio import (
     KimiAudioForConditionalGeneration,
     KimiAudioWhisperEncoder,
 )
 
 from vllm_mmc.compat import symbols
-from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
-from vllm_mmc.encoder.packed import pad_items, starts
+from vllm_mmc.encoder.audio_graphs import AudioItems, SupportsAudioGraphs
+from vllm_mmc.encoder.interfaces import EncoderPlan
+from vllm_mmc.encoder.packed import pad_rows, padded_groups, starts
 from vllm_mmc.models.whisper import (
     CLASSES,
     PackedWhisperEncoder,
@@ -37,15 +40,28 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
     side, clip after clip; a clip has `embeddings(input_features)` of them.
     """
 
-    tokens_per_embedding = 4
+    tokens_per_embedding = tokens_per_share = 4
 
     def forward(self, input_features: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.forward_graph(self.graph_buffers(input_features))
+
+    def graph_buffers(
+        self, input_features: Sequence[torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The inputs of `forward_graph`."""
         frames = np.array([clip.shape[-1] for clip in input_features])
         tokens = after_convolutions(frames)
-        features = torch.cat(list(input_features), dim=-1)
-        x = self.encode(features, start=starts(frames), frames=frames, tokens=tokens)
-        # Zeros fill the last group of four.
-        x = pad_items(self.layer_norm(x), tokens, padded_lengths=-(-tokens // 4) * 4)
+        return self.packed_buffers(
+            torch.cat(list(input_features), dim=-1),
+            start=starts(frames),
+            frames=frames,
+            tokens=tokens,
+            # Zeros fill the last group of four.
+            rows=padded_groups(tokens, padded_lengths=-(-tokens // 4) * 4),
+        )
+
+    def forward_graph(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        x = pad_rows(self.layer_norm(self.encode(values)), values["rows"])
         return x.view(-1, 4 * x.shape[1])
 
     @staticmethod
@@ -61,18 +77,51 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
 
 
 class CompiledKimiAudioForConditionalGeneration(
-    SupportsCompiledEncoder, KimiAudioForConditionalGeneration
+    SupportsAudioGraphs, KimiAudioForConditionalGeneration
 ):
     encoder_plan = EncoderPlan(
         classes=CLASSES | {KimiAudioWhisperEncoder: CompiledKimiAudioWhisperEncoder}
     )
     needs = (symbols.WHISPER_WEIGHTS,)
 
+    @property
+    def audio_encoder(self) -> CompiledKimiAudioWhisperEncoder:
+        return self.audio_tower
+
+    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
+        clips = kwargs.get("whisper_input_features")
+        if clips is None:
+            return None
+        embeddings = np.array(self.audio_encoder.embeddings(clips), np.int64)
+        return AudioItems(embeddings, embeddings)
+
+    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        return self.audio_encoder.graph_buffers(kwargs["whisper_input_features"])
+
+    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.multi_modal_projector(self.audio_encoder.forward_graph(values))
+
     def embed_multimodal(self, **kwargs: object) -> list[torch.Tensor] | None:
-        encoder = self.audio_tower
-        features: Any = kwargs.get("whisper_input_features")
-        if features is None or not isinstance(encoder, CompiledKimiAudioWhisperEncoder):
+        items = (
+            self.audio_items(kwargs)
+            if isinstance(self.audio_tower, CompiledKimiAudioWhisperEncoder)
+            else None
+        )
+        if items is None:
             return super().embed_multimodal(**kwargs)
-        clips = list(features)
-        x = self.multi_modal_projector(encoder(clips))
-        return list(x.split(encoder.embeddings(clips)))
+        x = self.encode_audio(self.audio_buffers(kwargs))
+        return list(x.split(items.embeddings.tolist()))
+
+    def embed_input_ids(
+        self,
+        input_ids: torch.Tensor,
+        multimodal_embeddings: MultiModalEmbeddings | None = None,
+        *,
+        is_multimodal: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if multimodal_embeddings is not None and len(multimodal_embeddings):
+            # Stock takes the first one for all.
+            multimodal_embeddings = [torch.cat(list(multimodal_embeddings))]
+        return super().embed_input_ids(
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )

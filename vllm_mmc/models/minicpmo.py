@@ -28,10 +28,18 @@ from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.compat import symbols
 from vllm_mmc.encoder.audio_input import AudioValidationMixin
 from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
-from vllm_mmc.encoder.packed import Ints, mean_pool, one_item, starts
+from vllm_mmc.encoder.packed import (
+    Ints,
+    mean_pool,
+    on_device,
+    one_item,
+    starts,
+    whole_groups,
+)
 from vllm_mmc.models.whisper import (
     BLOCKS,
     CLASSES,
+    TOKENS_PER_SECOND,
     CompiledWhisperEncoderAttention,
     PackedWhisperEncoder,
     after_convolutions,
@@ -57,7 +65,7 @@ class CompiledMiniCPMWhisperEncoderAttention(CompiledWhisperEncoderAttention):
         ops = torch.ops.vllm_mmc
         if self.cpu_op == "varlen_attention":
             out = ops.varlen_attention(
-                q, k, v, self.scale, cu_seqlens, sequence_lengths
+                q, k, v, self.scale, cu_seqlens, sequence_lengths, self.cpu_provider
             )
         else:
             longest = max_seqlen_tensor(max_seqlen)
@@ -88,12 +96,16 @@ class CompiledMiniCPMWhisperEncoder(PackedWhisperEncoder):
     ) -> torch.Tensor:
         frames = _frames(input_features)
         tokens = after_convolutions(frames)
-        metadata = self.prepare_encoder_metadata(starts(frames), frames, tokens)
-        x = self.embed_packed(torch.cat(list(input_features), dim=-1), metadata)
+        values = self.packed_buffers(
+            torch.cat(list(input_features), dim=-1),
+            start=starts(frames),
+            frames=frames,
+            tokens=tokens,
+        )
         chunk = int(max(chunk_length, 0) * TOKENS_PER_SECOND)
         chunk = chunk or self.max_source_positions
-        visible = (metadata.positions // chunk + 1) * chunk
-        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen, visible)
+        visible = (values["positions"] // chunk + 1) * chunk
+        x = self.encode(values, sequence_lengths=visible)
         return self.layer_norm(x[: tokens.sum()])
 
     @staticmethod
@@ -110,9 +122,6 @@ class CompiledMiniCPMWhisperEncoder(PackedWhisperEncoder):
 
 def _frames(input_features: Sequence[torch.Tensor]) -> Ints:
     return np.array([clip.shape[-1] for clip in input_features], dtype=np.int64)
-
-
-TOKENS_PER_SECOND = 50
 
 
 class MiniCPMOAudioValidation(AudioValidationMixin):
@@ -144,7 +153,8 @@ class SupportsCompiledMiniCPMWhisper(SupportsCompiledEncoder):
         x = encoder(slices, self.config.audio_chunk_length)
         x = self.audio_projection_layer(x)
         step, tokens = self.config.audio_pool_step, encoder.tokens(slices)
-        x, embeddings = mean_pool(x, tokens, step), tokens // step
+        rows = on_device(whole_groups(tokens, step), x.device)
+        x, embeddings = mean_pool(x, rows, step), tokens // step
         # A clip longer than half a minute is several slices.
         ends = np.cumsum([len(clip) for clip in data["audio_feature_lens"]])[:-1]
         return list(x.split([int(c.sum()) for c in np.split(embeddings, ends)]))

@@ -7,7 +7,8 @@ Stock runs Hugging Face's audio encoder, which without flash-attn calls attentio
 for every two seconds in every layer. Here each layer calls it once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +21,22 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniAudioFeatureInputs,
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VisionTransformer,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from vllm.model_executor.models.utils import WeightsMapper
 
 from vllm_mmc.compat import symbols
-from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
+from vllm_mmc.encoder.audio_graphs import AudioItems, SupportsAudioGraphs
+from vllm_mmc.encoder.interfaces import EncoderPlan
 from vllm_mmc.encoder.packed import (
     Lengths,
     host_lengths,
     item_and_offset,
     mean_pool,
     starts,
+    whole_groups,
 )
 from vllm_mmc.models import qwen2_5_vl, whisper
 from vllm_mmc.models.whisper import PackedWhisperEncoder, after_convolutions
@@ -60,30 +67,84 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
     def forward(
         self, input_features: torch.Tensor, feature_lens: Lengths
     ) -> torch.Tensor:
+        return self.forward_graph(self.graph_buffers(input_features, feature_lens))
+
+    def graph_buffers(
+        self, input_features: torch.Tensor, feature_lens: Lengths
+    ) -> dict[str, torch.Tensor]:
+        """The inputs of `forward_graph`."""
         frames = host_lengths(feature_lens)
         chunk = self.n_window * 2
         clip, index = item_and_offset(-(-frames // chunk))  # of each chunk
         sizes = np.minimum(frames[clip] - index * chunk, chunk)
-        x = self.encode(
+        return self.packed_buffers(
             input_features,
             start=starts(frames)[clip] + index * chunk,
             frames=sizes,
             tokens=after_convolutions(sizes),
+            rows=whole_groups(after_convolutions(frames), 2),
         )
-        return self.proj(self.layer_norm(mean_pool(x, after_convolutions(frames), 2)))
+
+    def forward_graph(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        x = mean_pool(self.encode(values), values["rows"], 2)
+        return self.proj(self.layer_norm(x))
+
+    @property
+    def graph_max_seqlen(self) -> int:
+        return after_convolutions(self.n_window * 2)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return super().load_weights(self.hf_to_vllm_mapper.apply(weights))
 
 
+class _Vision:
+    """Qwen2.5-VL's methods, for a model that has its encoder."""
+
+    is_multimodal_pruning_enabled = False
+
+    def __init__(self, model: Any) -> None:
+        self.visual = model.visual
+        self.model_config = model.vllm_config.model_config
+        self.multimodal_config = model.multimodal_config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(Qwen2_5_VLForConditionalGeneration, name).__get__(self)
+
+
 class CompiledQwen2_5OmniThinkerForConditionalGeneration(
-    SupportsCompiledEncoder, Qwen2_5OmniThinkerForConditionalGeneration
+    SupportsAudioGraphs, Qwen2_5OmniThinkerForConditionalGeneration
 ):
     encoder_plan = EncoderPlan(
         towers={Qwen2_5OmniAudioEncoder: CompiledQwen2_5OmniAudioEncoder},
         classes=whisper.CLASSES | qwen2_5_vl.CLASSES,
     )
     needs = (symbols.WHISPER_WEIGHTS,)
+    audio_parts = {"input_audio_features": ("audio_feature_lengths", 1)}
+
+    @property
+    def audio_encoder(self) -> CompiledQwen2_5OmniAudioEncoder:
+        return self.audio_tower
+
+    def vision_graphs(self) -> Any:
+        visual = getattr(self, "visual", None)
+        return _Vision(self) if isinstance(visual, Qwen2_5_VisionTransformer) else None
+
+    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
+        features = kwargs.get("input_audio_features")
+        if not isinstance(features, torch.Tensor) or features.dim() == 3:
+            return None  # vLLM's Rust frontend makes a padded batch
+        # vLLM keeps these lengths on the host.
+        frames, encoder = kwargs["audio_feature_lengths"], self.audio_encoder
+        tokens = after_convolutions(host_lengths(frames))
+        return AudioItems(np.array(encoder.embeddings(frames)), encoder.shares(tokens))
+
+    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        encoder, features = self.audio_encoder, kwargs["input_audio_features"]
+        features = features.to(encoder.conv1.weight.dtype)
+        return encoder.graph_buffers(features, kwargs["audio_feature_lengths"])
+
+    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.audio_encoder.forward_graph(values)
 
     def _process_audio_input(
         self, audio_input: Qwen2_5OmniAudioFeatureInputs

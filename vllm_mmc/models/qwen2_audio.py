@@ -6,6 +6,9 @@ Stock runs Hugging Face's encoder over 30 s of every clip, with a dense mask. Th
 encoder does not compute the frames that the mask hides.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from transformers.models.qwen2_audio import Qwen2AudioEncoder
@@ -15,8 +18,9 @@ from vllm.model_executor.models.qwen2_audio import (
 )
 
 from vllm_mmc.compat import symbols
-from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
-from vllm_mmc.encoder.packed import Lengths, host_lengths, mean_pool
+from vllm_mmc.encoder.audio_graphs import AudioItems, SupportsAudioGraphs
+from vllm_mmc.encoder.interfaces import EncoderPlan
+from vllm_mmc.encoder.packed import Lengths, host_lengths, mean_pool, whole_groups
 from vllm_mmc.models.whisper import (
     CLASSES,
     PackedWhisperEncoder,
@@ -35,27 +39,57 @@ class CompiledQwen2AudioEncoder(PackedWhisperEncoder):
     """
 
     def forward(self, input_features: torch.Tensor, frames: Lengths) -> torch.Tensor:
+        return self.forward_graph(self.graph_buffers(input_features, frames))
+
+    def graph_buffers(
+        self, input_features: torch.Tensor, frames: Lengths
+    ) -> dict[str, torch.Tensor]:
+        """The inputs of `forward_graph`."""
         clips, _, window = input_features.shape
         speech = host_lengths(frames)
         tokens = after_convolutions(speech)
-        x = self.encode(
+        return self.packed_buffers(
             input_features.transpose(0, 1).flatten(1),
             start=np.arange(clips) * window,
             # The last token sees two frames after the speech.
             frames=np.minimum(speech + 2, window),
             tokens=tokens,
+            rows=whole_groups(tokens, 2),
         )
-        return self.layer_norm(mean_pool(x, tokens, 2))
+
+    def forward_graph(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.layer_norm(mean_pool(self.encode(values), values["rows"], 2))
 
 
 class CompiledQwen2AudioForConditionalGeneration(
-    SupportsCompiledEncoder, Qwen2AudioForConditionalGeneration
+    SupportsAudioGraphs, Qwen2AudioForConditionalGeneration
 ):
     encoder_plan = EncoderPlan(
         towers={Qwen2AudioEncoder: CompiledQwen2AudioEncoder},
         classes=CLASSES,
     )
     needs = (symbols.WHISPER_WEIGHTS,)
+
+    @property
+    def audio_encoder(self) -> CompiledQwen2AudioEncoder:
+        return self.audio_tower
+
+    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
+        if "input_features" not in kwargs:
+            return None
+        frames = host_lengths(kwargs["feature_attention_mask"].sum(-1))
+        return AudioItems(
+            np.array(self.audio_encoder.embeddings(frames)),
+            self.audio_encoder.shares(after_convolutions(frames)),
+        )
+
+    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        features = kwargs["input_features"].to(self.audio_encoder.conv1.weight.dtype)
+        frames = kwargs["feature_attention_mask"].sum(-1)
+        return self.audio_encoder.graph_buffers(features, frames)
+
+    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.multi_modal_projector(self.audio_encoder.forward_graph(values))
 
     def _process_audio_input(
         self, audio_input: Qwen2AudioInputs
@@ -68,5 +102,5 @@ class CompiledQwen2AudioForConditionalGeneration(
         # The host waits for the device here only.
         frames = host_lengths(audio_input["feature_attention_mask"].sum(-1))
         features = audio_input["input_features"].to(encoder.conv1.weight.dtype)
-        x = self.multi_modal_projector(encoder(features, frames))
+        x = self.encode_audio(encoder.graph_buffers(features, frames))
         return x.split(encoder.embeddings(frames))

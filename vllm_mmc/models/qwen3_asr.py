@@ -11,7 +11,7 @@ longest chunk of its batch, which changes the clip's last tokens. This encoder p
 to a whole chunk, as Hugging Face's does, so a clip does not depend on its batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,12 +30,17 @@ from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.encoder.interfaces import (
-    CompiledEncoder,
-    EncoderPlan,
-    SupportsCompiledEncoder,
+from vllm_mmc.encoder.audio_graphs import (
+    CU_SEQLENS,
+    INDEX,
+    AudioGraphEncoder,
+    AudioItems,
+    Buffer,
+    SupportsAudioGraphs,
 )
+from vllm_mmc.encoder.interfaces import EncoderPlan
 from vllm_mmc.encoder.packed import (
+    Ints,
     Lengths,
     cu_seqlens,
     host_lengths,
@@ -55,8 +60,8 @@ class Qwen3AudioMetadata(NamedTuple):
     """Tensors that depend on the lengths of the clips only.
 
     Attributes:
-        frames: [chunks, frames of a chunk] int64: the input column of each frame. The
-            index after the last column means padding.
+        frames: [chunks, frames of a chunk] int64: the input column of each frame; -1
+            means padding.
         tokens: [tokens] int64: the convolved columns that are not padding.
         cu_seqlens: [windows + 1] int32: where windows start and end.
         max_seqlen: the longest window, int32, on the host.
@@ -95,7 +100,7 @@ class CompiledQwen3OmniMoeAudioEncoderLayer(Qwen3OmniMoeAudioEncoderLayer):
         return x
 
 
-class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder):
+class CompiledQwen3OmniMoeAudioEncoder(AudioGraphEncoder, Qwen3OmniMoeAudioEncoder):
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features, feature_lens)` takes log-mel features [num_mel_bins,
@@ -113,10 +118,55 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
         feature_lens: Lengths,
         aftercnn_lens: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        values = self.graph_buffers(input_features, feature_lens)
+        x = self.forward_graph(values)
+        return x[: sum(self.embeddings(feature_lens))]
+
+    def graph_buffers(
+        self, input_features: torch.Tensor, feature_lens: Lengths
+    ) -> dict[str, torch.Tensor]:
+        """The inputs of `forward_graph`."""
         metadata = self.prepare_encoder_metadata(feature_lens)
-        x = self.embed(input_features, metadata)
-        x = self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
-        return x[: sum(metadata.lengths)]
+        # [num_mel_bins, chunks, frames of a chunk] -> [chunks, num_mel_bins, frames]
+        padded = F.pad(input_features, (0, 1))
+        return {
+            "chunks": padded[:, metadata.frames].transpose(0, 1),
+            "tokens": metadata.tokens,
+            "cu_seqlens": metadata.cu_seqlens,
+            "max_seqlen": metadata.max_seqlen,
+        }
+
+    def forward_graph(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[tokens, output_dim]; a single token comes twice."""
+        x = self.embed(values["chunks"], values["tokens"])
+        return self.forward_packed(x, values["cu_seqlens"], values["max_seqlen"])
+
+    graph_inputs = {"chunks": Buffer(), "tokens": INDEX, "cu_seqlens": CU_SEQLENS}
+
+    @property
+    def least_share(self) -> int:
+        return _after_cnn(self.n_window * 2)  # a second of speech
+
+    def graph_tokens(self, budget: int) -> int:
+        return max(budget, 2)
+
+    def graph_sizes(self, budget: int, items: int) -> dict[str, tuple[int, ...]]:
+        chunks = -(-budget // self.least_share)
+        windows = -(-budget // self.graph_max_seqlen) + items
+        return {
+            "chunks": (chunks, self.num_mel_bins, self.n_window * 2),
+            "tokens": (self.graph_tokens(budget),),
+            "cu_seqlens": (windows + 2,),  # a single token comes twice
+        }
+
+    @property
+    def graph_max_seqlen(self) -> int:
+        return self.least_share * (self.n_window_infer // (self.n_window * 2))
+
+    def shares(self, feature_lens: Lengths) -> Ints:
+        """What each clip takes of a budget: the embeddings of whole chunks."""
+        chunks = -(-host_lengths(feature_lens) // (self.n_window * 2))
+        return chunks * self.least_share
 
     def prepare_encoder_metadata(self, feature_lens: Lengths) -> Qwen3AudioMetadata:
         """Computed on the host; each tensor is one copy to the device."""
@@ -125,7 +175,7 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
         clip, index = item_and_offset(-(-frames // chunk))  # of each chunk
         offset = np.arange(chunk) + (index * chunk)[:, None]
         start = starts(frames)[clip, None]
-        column = np.where(offset < frames[clip, None], start + offset, frames.sum())
+        column = np.where(offset < frames[clip, None], start + offset, -1)
 
         positions = _after_cnn(chunk)
         kept = _after_cnn(np.minimum(frames[clip] - index * chunk, chunk))
@@ -136,7 +186,7 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
         clip, index = item_and_offset(-(-lengths // window))  # of each window
         sizes = np.minimum(lengths[clip] - index * window, window)
         if len(token) == 1:  # graphs are made for two tokens or more
-            token, sizes = token.repeat(2), sizes.repeat(2)
+            token, sizes = token.repeat(2), np.append(sizes, 1)
         return Qwen3AudioMetadata(
             frames=on_device(column, self.device),
             tokens=on_device(token, self.device),
@@ -145,13 +195,8 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
             lengths=lengths.tolist(),
         )
 
-    def embed(
-        self, input_features: torch.Tensor, metadata: Qwen3AudioMetadata
-    ) -> torch.Tensor:
-        """[num_mel_bins, frames] -> [tokens, d_model]."""
-        padded = F.pad(input_features, (0, 1))
-        # [num_mel_bins, chunks, frames of a chunk] -> [chunks, num_mel_bins, frames]
-        chunks = padded[:, metadata.frames].transpose(0, 1)
+    def embed(self, chunks: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """[chunks, num_mel_bins, frames of a chunk] -> [tokens, d_model]."""
         parts = []
         for part in chunks.split(self.conv_chunksize):  # minutes of speech
             x = gelu_(self._first(upcast_for(self.conv2d1, part)))
@@ -163,7 +208,7 @@ class CompiledQwen3OmniMoeAudioEncoder(CompiledEncoder, Qwen3OmniMoeAudioEncoder
         x = self.conv_out(x.permute(0, 2, 3, 1).contiguous().flatten(2))
         table = self.positional_embedding.positional_embedding
         x = x + table[: x.shape[1]].to(x.dtype)
-        return x.flatten(0, 1)[metadata.tokens]
+        return x.flatten(0, 1)[tokens]
 
     def _first(self, chunks: torch.Tensor) -> torch.Tensor:
         """`conv2d1` of [chunks, bins, frames]: [chunks, bins, positions, channels].
@@ -211,10 +256,32 @@ CLASSES = {
 }
 
 
-class SupportsCompiledQwen3Audio(SupportsCompiledEncoder):
+class SupportsCompiledQwen3Audio(SupportsAudioGraphs):
     """For every model with this audio tower. It goes before the stock class."""
 
     encoder_plan = EncoderPlan(classes=CLASSES, surveyed=("visual",))
+    audio_parts = {"input_audio_features": ("audio_feature_lengths", 1)}
+
+    @property
+    def audio_encoder(self) -> CompiledQwen3OmniMoeAudioEncoder:
+        return self.audio_tower
+
+    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
+        features = kwargs.get("input_audio_features")
+        if not isinstance(features, torch.Tensor) or features.dim() == 3:
+            return None  # vLLM's Rust frontend makes a padded batch
+        lengths, encoder = kwargs["audio_feature_lengths"], self.audio_encoder
+        embeddings = np.array(encoder.embeddings(lengths), np.int64)
+        return AudioItems(embeddings, encoder.shares(lengths))
+
+    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        encoder, features = self.audio_encoder, kwargs["input_audio_features"]
+        # vLLM keeps these lengths on the host.
+        lengths = kwargs["audio_feature_lengths"]
+        return encoder.graph_buffers(features.to(encoder.dtype), lengths)
+
+    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.audio_encoder.forward_graph(values)
 
     def _process_audio_input(
         self, audio_input: Qwen2_5OmniAudioFeatureInputs

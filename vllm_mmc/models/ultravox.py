@@ -7,15 +7,28 @@ longest, and the projector stacks encoded padding into the last embedding of a c
 This encoder returns zeros for padding, so a chunk does not depend on its batch.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
+from vllm.config import VllmConfig
 from vllm.model_executor.models.ultravox import (
+    UltravoxFeedForwardProjector,
     UltravoxModel,
     UltravoxWhisperEncoder,
+    pad_and_concat_to_dim3,
 )
 
-from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
-from vllm_mmc.encoder.packed import Lengths, host_lengths, pad_items
+from vllm_mmc.encoder.audio_graphs import AudioItems, SupportsAudioGraphs
+from vllm_mmc.encoder.interfaces import EncoderPlan
+from vllm_mmc.encoder.packed import (
+    Lengths,
+    host_lengths,
+    pad_rows,
+    padded_groups,
+    sum_items,
+)
 from vllm_mmc.models.whisper import (
     CLASSES,
     PackedWhisperEncoder,
@@ -31,11 +44,28 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
     [chunks, frames / 2, d_model], with zeros after the speech.
     """
 
-    tokens_per_embedding = 8
+    tokens_per_embedding = tokens_per_share = 8
 
     def forward(
         self, input_features: torch.Tensor, audio_lens: Lengths
     ) -> torch.Tensor:
+        chunks, _, frames = input_features.shape
+        padded = int(after_convolutions(np.array(frames)))
+        values = self.graph_buffers(input_features, audio_lens, padded_length=padded)
+        return self.forward_graph(values).unflatten(0, (chunks, padded))
+
+    def graph_buffers(
+        self,
+        input_features: torch.Tensor,
+        audio_lens: Lengths,
+        padded_length: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The inputs of `forward_graph`.
+
+        Args:
+            padded_length: the tokens of each chunk, with zeros after the speech; by
+                default its own, up to a multiple of `tokens_per_share`.
+        """
         chunks, _, frames = input_features.shape
         if frames > self.max_context_length:
             raise ValueError(
@@ -44,20 +74,60 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
             )
         speech = host_lengths(audio_lens)
         tokens = after_convolutions(speech)
-        x = self.encode(
+        step = self.tokens_per_share
+        return self.packed_buffers(
             input_features.transpose(0, 1).flatten(1),
             start=np.arange(chunks) * frames,
             frames=speech,
             tokens=tokens,
+            rows=padded_groups(
+                tokens,
+                np.full(chunks, padded_length)
+                if padded_length is not None
+                else -(-tokens // step) * step,
+            ),
         )
-        padded_lengths = after_convolutions(np.full(chunks, frames))
-        x = pad_items(self.layer_norm(x), tokens, padded_lengths)
-        return x.unflatten(0, (chunks, -1))
+
+    def forward_graph(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return pad_rows(self.layer_norm(self.encode(values)), values["rows"])
 
 
-class CompiledUltravoxModel(SupportsCompiledEncoder, UltravoxModel):
+class CompiledUltravoxModel(SupportsAudioGraphs, UltravoxModel):
     # The projector may have Whisper's layers too, and run them on one token.
     encoder_plan = EncoderPlan(
         classes=CLASSES | {UltravoxWhisperEncoder: CompiledUltravoxWhisperEncoder},
         roots=("audio_tower",),
     )
+    audio_parts = {
+        "audio_features": ("audio_num_chunks", 0),
+        "audio_token_len": ("audio_num_chunks", 0),
+        "audio_lens": ("audio_num_chunks", 0),
+    }
+
+    @property
+    def audio_encoder(self) -> CompiledUltravoxWhisperEncoder:
+        return self.audio_tower
+
+    def _enable_graphs(self, vllm_config: VllmConfig) -> None:
+        # A projector with layers reads lengths from the device.
+        if isinstance(self.multi_modal_projector, UltravoxFeedForwardProjector):
+            super()._enable_graphs(vllm_config)
+
+    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
+        if "audio_features" not in kwargs:
+            return None
+        # vLLM keeps these lengths on the host.
+        tokens = after_convolutions(host_lengths(kwargs["audio_lens"]))
+        encoder, chunks = self.audio_encoder, host_lengths(kwargs["audio_num_chunks"])
+        embeddings = sum_items(encoder.shares(tokens), chunks)
+        return AudioItems(embeddings, encoder.shares(tokens, chunks))
+
+    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        features = pad_and_concat_to_dim3(kwargs["audio_features"])
+        return self.audio_encoder.graph_buffers(
+            features.to(self.audio_encoder.dtype), kwargs["audio_lens"]
+        )
+
+    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        x = self.audio_encoder.forward_graph(values)
+        return self.multi_modal_projector(x[None], None)[0]

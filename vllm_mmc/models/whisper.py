@@ -6,8 +6,8 @@ Items are packed, [items * positions, hidden], so one item is no special size. A
 have the same length: an item attends to its own padding, as the model was trained to.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +28,15 @@ from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.encoder.interfaces import (
-    CompiledEncoder,
-    EncoderPlan,
-    SupportsCompiledEncoder,
+from vllm_mmc.encoder.audio_graphs import (
+    CU_SEQLENS,
+    INDEX,
+    AudioGraphEncoder,
+    AudioItems,
+    Buffer,
+    SupportsAudioGraphs,
 )
+from vllm_mmc.encoder.interfaces import EncoderPlan
 from vllm_mmc.encoder.packed import (
     Ints,
     Lengths,
@@ -42,6 +46,7 @@ from vllm_mmc.encoder.packed import (
     on_device,
     one_item,
     starts,
+    sum_items,
 )
 from vllm_mmc.layers.activation import activate_, gelu_
 from vllm_mmc.layers.upcast import upcast_for
@@ -93,7 +98,7 @@ BLOCKS = {
 }
 
 
-class WhisperEncoderBase(CompiledEncoder, WhisperEncoder):
+class WhisperEncoderBase(AudioGraphEncoder, WhisperEncoder):
     """The layers, over packed tokens. A subclass says what is packed."""
 
     encoder_plan = EncoderPlan(classes=BLOCKS)
@@ -145,6 +150,21 @@ class CompiledWhisperEncoder(WhisperEncoderBase):
         x = x + self.embed_positions.weight[: x.shape[1]]
         return x.to(input_features.dtype)
 
+    graph_inputs = {"input_features": Buffer()}
+
+    @property
+    def least_share(self) -> int:
+        return self.max_source_positions
+
+    def graph_tokens(self, budget: int) -> int:
+        positions = self.max_source_positions
+        return max(budget // positions, 1) * positions
+
+    def graph_sizes(self, budget: int, items: int) -> dict[str, tuple[int, ...]]:
+        positions = self.max_source_positions
+        held = self.graph_tokens(budget) // positions
+        return {"input_features": (held, self.num_mel_bins, 2 * positions)}
+
     @property
     def token_multiple(self) -> int:
         return self.max_source_positions
@@ -158,27 +178,6 @@ class CompiledWhisperEncoder(WhisperEncoderBase):
         return CompiledWhisperEncoder.forward(self, mel)
 
 
-class PackedAudioMetadata(NamedTuple):
-    """Tensors that depend on the lengths of the sequences only.
-
-    Attributes:
-        columns: [columns] int64: the frame of each input column of the convolutions.
-            The index after the last frame means a column of zeros.
-        gaps: [gaps] int64: the columns of zeros.
-        tokens: [tokens] int64: the output columns of the convolutions that are kept.
-        positions: [tokens] int64: the offset of each token in its sequence.
-        cu_seqlens: [sequences + 1] int32: where sequences start and end.
-        max_seqlen: the longest sequence, int32, on the host.
-    """
-
-    columns: torch.Tensor
-    gaps: torch.Tensor
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    cu_seqlens: torch.Tensor
-    max_seqlen: torch.Tensor
-
-
 class PackedWhisperEncoder(WhisperEncoderBase):
     """Whisper's encoder over sequences of any length, without their padding.
 
@@ -190,16 +189,34 @@ class PackedWhisperEncoder(WhisperEncoderBase):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(enable_pp=False, **kwargs)
 
-    def prepare_encoder_metadata(
-        self, start: Ints, frames: Ints, tokens: Ints
-    ) -> PackedAudioMetadata:
-        """Computed on the host; each tensor is one copy to the device.
+    def packed_buffers(
+        self,
+        features: torch.Tensor,
+        *,
+        start: Ints,
+        frames: Ints,
+        tokens: Ints,
+        rows: Ints | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The inputs of `encode`, from lengths on the host; one copy each.
 
         Args:
+            features: [num_mel_bins, frames].
             start: the first frame of each sequence.
             frames: the number of frames of each sequence that the convolutions see,
                 with zeros before and after them.
             tokens: the number of tokens of each sequence that are kept.
+            rows: indices that the body of a family gathers.
+
+        Returns:
+            frames: [num_mel_bins, columns]: sequences side by side. In the gaps between
+                them, the convolutions see the zeros that they would pad with.
+            gaps: [gaps] int64: the columns of zeros.
+            tokens: [tokens] int64: the columns that are kept, after the convolutions.
+            positions: [tokens] int64: the offset of each token in its sequence.
+            cu_seqlens: [sequences + 1] int32: where sequences start and end.
+            max_seqlen: the longest sequence, int32, on the host.
+            rows: [rows] int64, if given.
         """
         # A gap has one column or more. Sections are even, because the stride is 2.
         sections = (frames // 2 + 1) * 2
@@ -209,43 +226,91 @@ class PackedWhisperEncoder(WhisperEncoderBase):
         sequence, position = item_and_offset(tokens)
         kept = starts(sections)[sequence] // 2 + position
         if len(kept) == 1:  # graphs are made for two tokens or more
-            kept, position, tokens = (a.repeat(2) for a in (kept, position, tokens))
+            kept, position = kept.repeat(2), position.repeat(2)
+            tokens = np.append(tokens, 1)
         device = self.conv1.weight.device
-        return PackedAudioMetadata(
-            columns=on_device(columns, device),
-            gaps=on_device(np.flatnonzero(gap), device),
-            tokens=on_device(kept, device),
-            positions=on_device(position, device),
-            cu_seqlens=on_device(cu_seqlens(tokens), device, torch.int32),
-            max_seqlen=max_seqlen_tensor(int(tokens.max(initial=0))),
-        )
-
-    def embed_packed(
-        self, features: torch.Tensor, metadata: PackedAudioMetadata
-    ) -> torch.Tensor:
-        """[num_mel_bins, frames] -> [tokens, d_model].
-
-        The sequences are side by side. In the gaps between them, the convolutions see
-        the zeros that they would pad with.
-        """
-        x = F.pad(features, (0, 1))[None, :, metadata.columns]
-        x = gelu_(self.conv1(upcast_for(self.conv1, x))).index_fill_(
-            2, metadata.gaps, 0
-        )
-        x = gelu_(self.conv2(x))[0].T[metadata.tokens]
-        x = x + self.embed_positions.weight[metadata.positions]
-        return x.to(features.dtype)
+        values = {
+            "frames": F.pad(features, (0, 1))[:, on_device(columns, device)],
+            "gaps": on_device(np.flatnonzero(gap), device),
+            "tokens": on_device(kept, device),
+            "positions": on_device(position, device),
+            "cu_seqlens": on_device(cu_seqlens(tokens), device, torch.int32),
+            "max_seqlen": max_seqlen_tensor(int(tokens.max(initial=0))),
+        }
+        return values if rows is None else values | {"rows": on_device(rows, device)}
 
     def encode(
-        self, features: torch.Tensor, *, start: Ints, frames: Ints, tokens: Ints
+        self,
+        values: Mapping[str, torch.Tensor],
+        sequence_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """All but `layer_norm`: [num_mel_bins, frames] -> [tokens, d_model].
+        """All but `layer_norm`: [tokens, d_model]. A single token comes twice."""
+        frames = values["frames"]
+        x = gelu_(self.conv1(upcast_for(self.conv1, frames[None])))
+        x = gelu_(self.conv2(x.index_fill_(2, values["gaps"], 0)))
+        x = x[0].T[values["tokens"]]
+        x = x + self.embed_positions.weight[values["positions"]]
+        return self.forward_packed(
+            x.to(frames.dtype),
+            values["cu_seqlens"],
+            values["max_seqlen"],
+            sequence_lengths,
+        )
 
-        Arguments are those of `prepare_encoder_metadata`. A single token comes twice.
+    graph_inputs = {
+        "frames": Buffer(dim=1),
+        "gaps": Buffer(fill=-1, dtype=torch.int64),  # the last column is always one
+        "tokens": INDEX,
+        "positions": INDEX,
+        "cu_seqlens": CU_SEQLENS,
+        "rows": Buffer(fill=-1, dtype=torch.int64),
+    }
+    tokens_per_share = 2
+    """How many tokens become an embedding."""
+
+    @property
+    def graph_max_seqlen(self) -> int:
+        return self.max_source_positions
+
+    @property
+    def least_share(self) -> int:
+        return TOKENS_PER_SECOND // self.tokens_per_share
+
+    def graph_tokens(self, budget: int) -> int:
+        return budget * self.tokens_per_share
+
+    def graph_sizes(self, budget: int, items: int) -> dict[str, tuple[int, ...]]:
+        tokens = self.graph_tokens(budget)
+        sequences = budget // self._largest_share + items
+        # Of a sequence the convolutions see two frames more than twice its tokens, and
+        # behind it up to two columns of zeros.
+        columns = 2 * tokens + 4 * sequences
+        return {
+            "frames": (self.num_mel_bins, columns),
+            "gaps": (2 * sequences,),
+            "tokens": (tokens,),
+            "positions": (tokens,),
+            "cu_seqlens": (sequences + 2,),  # a single token comes twice
+            "rows": (tokens,),
+        }
+
+    @property
+    def _largest_share(self) -> int:
+        return self.graph_max_seqlen // self.tokens_per_share
+
+    def shares(self, tokens: Ints, sequences: Ints | None = None) -> Ints:
+        """What each item takes of a budget.
+
+        Args:
+            tokens: of each sequence.
+            sequences: of each item; by default 1.
         """
-        metadata = self.prepare_encoder_metadata(start, frames, tokens)
-        x = self.embed_packed(features, metadata)
-        return self.forward_packed(x, metadata.cu_seqlens, metadata.max_seqlen)
+        each = -(-tokens // self.tokens_per_share)
+        if sequences is None:
+            return each
+        # All sequences but the last are of full length, or count as if they were.
+        full = (sequences - 1) * self._largest_share + 1
+        return np.maximum(sum_items(each, sequences), full)
 
     @staticmethod
     def embeddings(frames: Lengths) -> list[int]:
@@ -268,6 +333,9 @@ class PackedWhisperEncoder(WhisperEncoderBase):
         return self.forward_packed(*one_item(tokens, width, self.conv1.weight))
 
 
+TOKENS_PER_SECOND = 50
+
+
 def after_convolutions(frames: Ints) -> Ints:
     """Tokens after the convolutions, of which the second has stride 2."""
     return (frames - 1) // 2 + 1
@@ -277,6 +345,27 @@ CLASSES = BLOCKS | {WhisperEncoder: CompiledWhisperEncoder}
 
 
 class CompiledWhisperForConditionalGeneration(
-    SupportsCompiledEncoder, WhisperForConditionalGeneration
+    SupportsAudioGraphs, WhisperForConditionalGeneration
 ):
     encoder_plan = EncoderPlan(classes=CLASSES)
+
+    @property
+    def audio_encoder(self) -> CompiledWhisperEncoder:
+        return self.model.encoder
+
+    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
+        positions = self.audio_encoder.max_source_positions
+        items = kwargs["input_features"]
+        if any(item.shape[-1] != 2 * positions for item in items):
+            return None
+        each = np.full(len(items), positions)
+        return AudioItems(each, each)
+
+    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        features = kwargs["input_features"]
+        if not isinstance(features, torch.Tensor):
+            features = torch.stack(features)
+        return {"input_features": features.to(self.dtype)}
+
+    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.audio_encoder(values["input_features"]).flatten(0, 1)

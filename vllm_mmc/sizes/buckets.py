@@ -8,7 +8,7 @@ never reach our regions.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -121,6 +121,12 @@ class TokenBuckets:
             most = min(MEASURED_TOKENS, self.limit or MEASURED_TOKENS)
             sizes.add(max(most // step, 1) * step)
         return sorted(sizes)
+
+    def with_ranges_of(self, sizes: Sequence[int], others: Iterable[int]) -> list[int]:
+        """`sizes`, and one of `others` for each range that none of them is in."""
+        known = {self.bounds(size).range for size in sizes}
+        more = {self.bounds(size).range: size for size in others}
+        return sorted({*sizes, *(more[r] for r in more.keys() - known)})
 
 
 _current: ContextVar[TokenRange | None] = ContextVar("encoder_bounds", default=None)

@@ -2,12 +2,15 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """What is measured: one case per architecture, with the sizes of the published model.
 
+`vllm-mmc prove` and the benchmarks of a checkout share the cases.
+
 Nothing heavy is imported before a method is called.
 """
 
 import importlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +28,8 @@ class Case(ABC):
             output are seconds of compiling.
         forward_depth: blocks, for encoder_forward.py.
         forward_sizes: inputs, for encoder_forward.py.
+        prove_sizes: inputs, for `vllm-mmc prove` on a GPU; none is left out.
+        prove_depth: blocks, for the same: it ends in minutes.
         stock_compiles: vLLM compiles this encoder too, so there is a "stock compiled".
         stock_is_native: it has vLLM's layers, not Hugging Face's: their parameters
             have other names, and the floor does not know them.
@@ -41,6 +46,8 @@ class Case(ABC):
     first_size: ClassVar[int]
     forward_depth: ClassVar[int]
     forward_sizes: ClassVar[tuple[int, ...]]
+    prove_sizes: ClassVar[tuple[int, ...]] = ()
+    prove_depth: ClassVar[int] = 8
     stock_compiles: ClassVar[bool] = True
     stock_is_native: ClassVar[bool] = True
     engine_args: ClassVar[dict[str, Any]] = {}
@@ -49,9 +56,9 @@ class Case(ABC):
 
     def recipe(self) -> Any:
         """Returns the recipe of the tiny checkpoint."""
-        from mmc_testing.checkpoints import FAMILIES
+        from vllm_mmc.demo.families import family
 
-        return FAMILIES[self.family or self.arch]
+        return family(self.family or self.arch)
 
     def write_tiny(self, path: Path, *, depth: int, dtype: str) -> None:
         """Writes the tiny checkpoint."""
@@ -88,6 +95,12 @@ class Case(ABC):
         """Runs the encoder as vLLM's model runs it, and returns its embeddings."""
         return tower(*args)
 
+    def graph_call(self, tower: Any, *args: Any) -> Callable[[], Any] | None:
+        """Returns our encoder's call on these inputs as a CUDA graph can hold it: with
+        all that the host computes done before. None if there is no such call.
+        """
+        return None
+
     @abstractmethod
     def inputs(self, tower: Any, size: int) -> tuple[Any, ...]:
         """Returns the arguments of one call on one item of `size` units, float32.
@@ -110,6 +123,7 @@ class Qwen2_5_VL(Case):
     first_size = 24  # 4 x 6
     forward_depth = 8
     forward_sizes = (256, 1536, 4096)
+    prove_sizes = (64, 256, 1024, 4096, 16384)
     item = 224, 168
 
     # As published with Qwen/Qwen2.5-VL-3B-Instruct.
@@ -166,6 +180,11 @@ class Qwen2_5_VL(Case):
         pixels = torch.randn(size, features, generator=generator)
         return pixels, [[1, height, width]]
 
+    def graph_call(self, tower: Any, *args: Any) -> Callable[[], Any]:
+        pixels, grid = args
+        metadata = tower.prepare_encoder_metadata(grid)
+        return lambda: tower(pixels, None, encoder_metadata=metadata)
+
 
 class Llama4(Case):
     arch = "llama4"
@@ -176,6 +195,7 @@ class Llama4(Case):
     first_size = 2
     forward_depth = 8
     forward_sizes = (4, 1)  # stock, first called with one tile, keeps to one
+    prove_sizes = (4, 1, 16)
     item = 224, 168
 
     # As published with meta-llama/Llama-4-Scout-17B-16E-Instruct.
@@ -220,6 +240,9 @@ class Llama4(Case):
         shape = size, tower.num_channels, tower.image_size, tower.image_size
         return (torch.randn(shape, generator=generator),)
 
+    def graph_call(self, tower: Any, *args: Any) -> Callable[[], Any]:
+        return lambda: tower(*args)  # its metadata is made on the device
+
 
 class Whisper(Case):
     arch = "whisper"
@@ -229,7 +252,9 @@ class Whisper(Case):
     depths = (4, 8, 12)
     first_size = 1
     forward_depth = 12
-    forward_sizes = (1, 4)
+    forward_sizes: ClassVar[tuple[int, ...]] = (1, 4)
+    prove_sizes = (1, 4, 16)
+    prove_depth = 12
     stock_compiles = False
     # Room for eight items in an encoder call.
     engine_args: ClassVar = {
@@ -267,12 +292,16 @@ class Whisper(Case):
         generator = torch.Generator().manual_seed(size)
         return (torch.randn(size, tower.num_mel_bins, frames, generator=generator),)
 
+    def graph_call(self, tower: Any, *args: Any) -> Callable[[], Any]:
+        return lambda: tower(*args)  # its metadata is made on the device
+
 
 class WhisperLarge(Whisper):
     arch = "whisper_large"
     family = "whisper"
     forward_depth = 8
     forward_sizes = (4,)
+    prove_depth = 8
 
     # As published with openai/whisper-large-v3.
     REAL: ClassVar = {
@@ -326,6 +355,7 @@ class Qwen2Audio(HuggingFaceAudio):
     ours = "vllm_mmc.models.qwen2_audio:CompiledQwen2AudioEncoder"
     unit = "clips (see MIXES)"
     forward_sizes = (1, 8, 103)
+    prove_sizes = (1, 30)
     engine_args: ClassVar = {
         "limit_mm_per_prompt": {"audio": 1},
         "max_num_batched_tokens": 8192,
@@ -337,7 +367,8 @@ class Qwen2Audio(HuggingFaceAudio):
         "encoder_attention_heads": 20,
         "encoder_ffn_dim": 5120,
     }
-    MIXES: ClassVar = {103: (50, 2900, 730)}  # frames of 10 ms; others are of 3 s
+    # Frames of 10 ms; other sizes are clips of 3 s.
+    MIXES: ClassVar = {103: (50, 2900, 730), 30: (3000,)}
 
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         self.write_tiny(path, depth=1, dtype=dtype)
