@@ -44,6 +44,16 @@ def test_custom_serving(qwen2_5_vl: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.slow
+def test_offline_speech(whisper: Path) -> None:
+    # As users run it: the engine is a process of its own.
+    script = [sys.executable, str(EXAMPLES / "offline_speech.py"), str(whisper)]
+    done = run(script, VLLM_ENABLE_V1_MULTIPROCESSING="1")
+    assert [line for line in done if line.startswith("answer:")]
+    (line,) = [line for line in done if " serves " in line]
+    assert "With compile_mm_encoder it compiles: block." in line
+
+
+@pytest.mark.slow
 def test_ship_cache(qwen2_5_vl: Path, tmp_path: Path) -> None:
     arguments = ["--max-model-len=512", "--max-num-batched-tokens=512"]
     arguments += ['--limit-mm-per-prompt={"image": 1, "video": 0}', "--dtype=float32"]
