@@ -36,7 +36,10 @@ from vllm_mmc.compilation.counters import counters
 from vllm_mmc.demo import media
 from vllm_mmc.encoder.interfaces import CompiledEncoder
 from vllm_mmc.models.audioflamingo3 import CompiledAudioFlamingo3Encoder
-from vllm_mmc.models.kimi_audio import CompiledKimiAudioWhisperEncoder
+from vllm_mmc.models.kimi_audio import (
+    CompiledKimiAudioForConditionalGeneration,
+    CompiledKimiAudioWhisperEncoder,
+)
 from vllm_mmc.models.minicpmo import CompiledMiniCPMWhisperEncoder
 from vllm_mmc.models.moss_transcribe_diarize import (
     CompiledMossWhisperEncoder,
@@ -609,3 +612,22 @@ def test_encoder_alone(compiled: Compiled) -> None:
         found = audio.encode(encoder, given)
         expected = audio.encode(compiled.encoder, given)
     assert torch.equal(found, expected)
+
+
+def test_each_request_of_a_step_hears_its_own_clip() -> None:
+    """Kimi-Audio adds audio to text itself."""
+    cls = CompiledKimiAudioForConditionalGeneration
+    model = cls.__new__(cls)
+    nn.Module.__init__(model)
+    model.language_model = nn.Module()
+    model.language_model.model = nn.Module()
+    table = model.language_model.model.embed_tokens = nn.Embedding(10, 16)
+    tokens = torch.tensor([1, 2, 2, 1, 1, 2, 2, 2])
+    clips = [torch.randn(2, 16), torch.randn(3, 16)]
+    with torch.inference_mode():
+        found = model.embed_input_ids(tokens, clips, is_multimodal=tokens == 2)
+        expected = table(tokens)
+        expected[tokens == 2] += torch.cat(clips)
+        expected[tokens == 2] *= 2**0.5
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(model.embed_input_ids(tokens), table(tokens))
