@@ -123,6 +123,9 @@ extern "C" {
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain,
                                 void (*body)(int64_t, int64_t, void*), void* context);
 
+// The caller's struct must have the same form: a library can be older than its caller.
+EXPORT int64_t vllm_mmc_attention_size() { return sizeof(Attention); }
+
 // The instruction sets, best first, and whether each runs here; null after the last.
 EXPORT const char* vllm_mmc_level(int32_t index, int32_t* state) {
   if (index >= static_cast<int32_t>(sizeof kLevels / sizeof *kLevels)) return nullptr;

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """The layer in the place of vLLM's: same answers, same host side, same choice."""
 
+import ctypes
 import inspect
 from collections.abc import Iterator
 from unittest import mock
@@ -125,6 +126,19 @@ def test_a_backend_asked_for_by_name(vllm_config: VllmConfig) -> None:
     qkv, cu_seqlens = inputs()
     expected = make(MMEncoderAttention)(*qkv, cu_seqlens)
     torch.testing.assert_close(layer(*qkv, cu_seqlens), expected)
+
+
+def test_a_library_of_another_version_is_not_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A checkout that was updated and not built again has one."""
+
+    class Longer(cpu_kernel._Attention):
+        _fields_ = (("added", ctypes.c_int64),)
+
+    assert cpu_kernel._library.__wrapped__()
+    monkeypatch.setattr(cpu_kernel, "_Attention", Longer)
+    assert cpu_kernel._library.__wrapped__() is None
 
 
 def test_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

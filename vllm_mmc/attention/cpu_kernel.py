@@ -74,6 +74,9 @@ class _Attention(ctypes.Structure):
 class _Library:
     def __init__(self, path: str) -> None:
         library = ctypes.CDLL(path)
+        library.vllm_mmc_attention_size.restype = ctypes.c_int64
+        if library.vllm_mmc_attention_size() != ctypes.sizeof(_Attention):
+            raise OSError("the library is of another version of this package")
         torch_cpu = ctypes.CDLL(
             str(Path(torch.__file__).parent / "lib/libtorch_cpu.so")
         )
@@ -100,10 +103,8 @@ def _library() -> _Library | None:
     spec = find_spec("vllm_mmc._cpu")
     try:
         return _Library(spec.origin) if spec and spec.origin else None
-    except (
-        OSError,
-        AttributeError,
-    ):  # another platform's, or a torch without the symbol
+    # Another platform's or version's, or a torch without the symbol.
+    except (OSError, AttributeError):
         return None
 
 
