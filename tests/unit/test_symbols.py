@@ -41,7 +41,7 @@ from vllm_mmc.compat import (
 )
 from vllm_mmc.compat.symbols import Symbol
 
-NOT_HOOKS = {"symbols", "vllm_version"}
+NOT_HOOKS = {"capture", "symbols", "vllm_version"}
 HOOKS = [
     importlib.import_module(f"vllm_mmc.compat.{module.name}")
     for module in pkgutil.iter_modules(vllm_mmc.compat.__path__)

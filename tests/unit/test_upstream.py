@@ -140,7 +140,11 @@ def check(findings: Path, *arguments: str) -> tuple[int, str]:
         + list(arguments),
         # A patch within a second and of the same size would find bytecode of before.
         env=os.environ
-        | {"PYTHONPATH": str(findings / "site"), "PYTHONDONTWRITEBYTECODE": "1"},
+        | {
+            "PYTHONPATH": str(findings / "site"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -162,7 +166,8 @@ def test_what_is_found_is_recorded(findings: Path) -> None:
     states = json.loads((findings / "upstream/states.json").read_text())
     assert states == {"1.2.0": {"key": "wrong", "number": "wrong"}}
     page = (findings / "upstream/README.md").read_text()
-    assert "[A title](number/pr.md) | wrong | [#12]" in page
+    assert "| [A title](key/pr.md) | wrong | [#12]" in page
+    assert "(number/pr.md), never without [key](key/pr.md) | wrong |" in page
     assert "[a/b#34](https://github.com/a/b/issues/34)" in page
     assert check(findings)[0] == 0
     assert sorted(path.name for path in findings.iterdir()) == ["site", "upstream"]

@@ -26,7 +26,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 class Layer(torch.nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        self.proj = torch.nn.Linear(8, 8)
+        self.proj = torch.nn.Linear(8, 8, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.proj(x)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 class EncoderLayer(torch.nn.Module):
     def __init__(self, **kwargs):
         super().__init__()
-        self.proj = torch.nn.Linear(8, 8)  # its parameters require gradients
+        self.proj = torch.nn.Linear(8, 8, bias=False)  # its weight requires a gradient
 
     def forward(self, x: torch.Tensor):
         return self.proj(x)
