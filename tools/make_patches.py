@@ -220,6 +220,7 @@ TEXT = {
     r"\bCompiled(?=[A-Z])": "",
     r"\((AudioGraph)?Encoder, ": "(",
     r"\(WhisperEncoderBase\)": "(WhisperEncoder)",
+    r"\bself\.audio_encoder\b": "self.audio_tower",
     r"The encoder, also for serving stacks of your own\.": "The audio encoder.",
     r"symbols\.WHISPER_WEIGHTS\.need\(\)": "_load_whisper_layer_weights",
     r"symbols\.FLAMINGO_FEATURES\.of\(self\)": "self._normalize_audio_feature_inputs",
@@ -402,6 +403,7 @@ class Rewritten:
 
     def _merge(self, cls: str, names: tuple[str, ...]) -> None:
         theirs = self.source.parts(cls)
+        ours_too = {part for name in names for part in Source.parts(*self._ours(name))}
         merged: dict[str, list[str]] = {}
         for name in names:
             source, own = self._ours(name)
@@ -410,7 +412,8 @@ class Rewritten:
                     continue
                 # A method that the class lacks comes behind the one before it.
                 place = part if part in theirs else [*merged, "forward"][-1]
-                merged.setdefault(place, []).append(source.text(span))
+                stays = [] if place in ours_too else [self.source.text(theirs[place])]
+                merged.setdefault(place, stays).append(source.text(span))
                 self._copied(source, source.text(span))
             if source.cls(own).decorator_list:
                 text = source.text(source.decorators(own))
