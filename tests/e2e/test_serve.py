@@ -77,13 +77,15 @@ class Family:
     """What is asked of one kind of model.
 
     Attributes:
-        entry: architecture and regions, as the log names them.
+        architecture: as the log names it.
+        regions: the same.
         good: answered, and by stock too.
         bad: refused.
         ours_alone: what stock cannot answer: its engine would die.
     """
 
-    entry: str
+    architecture: str
+    regions: str
     good: dict[str, Any]
     bad: dict[str, Any]
     ours_alone: dict[str, Any]
@@ -91,7 +93,8 @@ class Family:
 
 FAMILIES = {
     "qwen2_5_vl": Family(
-        "Qwen2_5_VLForConditionalGeneration (patch embed, block, merger)",
+        "Qwen2_5_VLForConditionalGeneration",
+        "patch embed, block, merger",
         IMAGES
         | {
             "56x56": [photograph(56, 56)],
@@ -105,7 +108,8 @@ FAMILIES = {
         {},
     ),
     "llama4": Family(
-        "Llama4ForConditionalGeneration (patch embed, block, pixel shuffle, projector)",
+        "Llama4ForConditionalGeneration",
+        "patch embed, block, pixel shuffle, projector",
         IMAGES | {"113x40": [photograph(113, 40)], "80x500": [photograph(80, 500)]},
         BAD,
         # One tile: "Expected a.stride(-1) == 1" in stock's patch embedding on CPU.
@@ -241,7 +245,8 @@ def test_log_says_once_what_is_ours(
     said = f"vllm_mmc {__version__}"
     (line,) = lines(server.log.read_text(), said)
     assert "(APIServer" in line
-    assert family.entry in line
+    assert f"serves {family.architecture}. " in line
+    assert line.endswith(f"it compiles: {family.regions}.")
     (line,) = lines(stock.log, said)
     assert "switched off" in line
 
