@@ -262,6 +262,7 @@ def test_after_the_warm_up_of_an_encoder() -> None:
     class Model(nn.Module):
         encoder_report = None
         run_dummy_encoder = SupportsCompiledEncoder.run_dummy_encoder
+        warm_up_sizes = SupportsCompiledEncoder.warm_up_sizes
 
         def __init__(self) -> None:
             super().__init__()

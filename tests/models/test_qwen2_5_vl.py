@@ -3,6 +3,7 @@
 """Qwen2.5-VL's compiled encoder equals stock eager and Hugging Face's tower."""
 
 import random
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,19 +225,18 @@ def test_encoder_cuda_graph_protocol(qwen2_5_vl: Path) -> None:
 
 @pytest.mark.forked
 def test_encoder_alone_as_documented(qwen2_5_vl: Path) -> None:
-    """Runs the code of docs/custom-serving.md."""
-    text = (Path(__file__).parents[2] / "docs" / "custom-serving.md").read_text()
-    code = text.partition("```python\n")[2].partition("```")[0]
-    hf = FAMILIES["qwen2_5_vl"].hf_encoders["image"](qwen2_5_vl)
-    pixels = patches([[1, 16, 24], [1, 8, 8]], torch.float32)
-    names: dict[str, Any] = {
-        "CHECKPOINT": str(qwen2_5_vl),
-        "VISUAL_WEIGHTS": [(n, p.clone()) for n, p in hf.state_dict().items()],
-        "PIXELS": pixels,
-    }
+    """As examples/custom_serving.py builds it, which is on docs/custom-serving.md."""
+    file = Path(__file__).parents[2] / "examples" / "custom_serving.py"
+    example = runpy.run_path(str(file))
+    grids = [[1, 16, 24], [1, 8, 8]]
+    pixels = patches(grids, torch.float32)
     with counters.expect(structures=3, followers=3, recompiles=0):
-        exec(code, names)
-    assert names["metadata"]["max_seqlen_full"].device.type == "cpu"
+        encoder = example["build"](str(qwen2_5_vl))
+        metadata = encoder.prepare_encoder_metadata(grids)
+        with torch.inference_mode():
+            embeddings = encoder(pixels, None, encoder_metadata=metadata)
+    assert metadata["max_seqlen_full"].device.type == "cpu"
+    hf = FAMILIES["qwen2_5_vl"].hf_encoders["image"](qwen2_5_vl)
     with torch.inference_mode():
-        expected = hf(pixels, torch.tensor(names["grids"])).pooler_output
-    assert_close("embeddings", names["embeddings"], expected, ratio=2e-5)
+        expected = hf(pixels, torch.tensor(grids)).pooler_output
+    assert_close("embeddings", embeddings, expected, ratio=2e-5)
