@@ -143,6 +143,7 @@ def test_profile_warm_up_capture_serve(
     encoded = runner.encoder_cache.encoder_outputs
     assert len(encoded) == len(dummies) > 0
     assert not stand_in.replays, "nothing is captured yet"
+    replayed = counters.replays
     runner.encoder_cache.reset_encoder_cache()
 
     with ExitStack() as stack:
@@ -159,7 +160,7 @@ def test_profile_warm_up_capture_serve(
             "V2, graphs": by_v2(runner, given),
             "V1, graphs": by_v1(model, manager, given),
         }
-    assert stand_in.replays == counters.replays > 2
+    assert stand_in.replays == counters.replays - replayed > 2
     assert manager.graph_misses == 2, "30 s are beyond the largest budget"
     for name, items in found.items():
         assert items.keys() == found["V2"].keys() and len(items) == 6
