@@ -54,3 +54,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Forked tests first: a process that has used OpenMP hangs once it is forked."""
+    items.sort(key=lambda item: item.get_closest_marker("forked") is None)
