@@ -10,8 +10,9 @@ Nothing heavy is imported before a method is called.
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 
@@ -438,13 +439,7 @@ class Qwen2_5Omni(HuggingFaceAudio):
 
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         self.write_tiny(path, depth=2, dtype=dtype)
-        file = path / "config.json"
-        config = json.loads(file.read_text())
-        audio = config["thinker_config"]["audio_config"]
-        audio |= {"encoder_layers": depth, "num_hidden_layers": depth}
-        if blocks == "real":
-            audio |= self.REAL
-        file.write_text(json.dumps(config, indent=2))
+        _resize_thinker(path, depth, self.REAL if blocks == "real" else {})
         return path
 
     def audio_config(self, config: Any) -> Any:
@@ -489,16 +484,12 @@ class Qwen3ASR(Case):
 
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         self.write_tiny(path, depth=1, dtype=dtype)
-        file = path / "config.json"
-        config = json.loads(file.read_text())
-        audio = config["thinker_config"]["audio_config"]
-        audio |= {"encoder_layers": depth, "num_hidden_layers": depth}
         if blocks == "real":
-            audio |= self.REAL
             width = self.REAL["output_dim"]
-            text = config["thinker_config"]["text_config"]
-            text |= {"hidden_size": width, "num_attention_heads": width // 32}
-        file.write_text(json.dumps(config, indent=2))
+            text = {"hidden_size": width, "num_attention_heads": width // 32}
+            _resize_thinker(path, depth, self.REAL, text)
+        else:
+            _resize_thinker(path, depth, {})
         return path
 
     def build(self, tower_class: type, vllm_config: Any) -> Any:
@@ -515,6 +506,22 @@ class Qwen3ASR(Case):
         generator = torch.Generator().manual_seed(size)
         mel = torch.randn(tower.num_mel_bins, int(frames.sum()), generator=generator)
         return mel, frames, _get_feat_extract_output_lengths(frames)
+
+
+def _resize_thinker(
+    path: Path,
+    depth: int,
+    audio: Mapping[str, Any],
+    text: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Set the depth of a checkpoint's audio encoder, and further sizes."""
+    file = path / "config.json"
+    config = json.loads(file.read_text())
+    thinker = config["thinker_config"]
+    thinker["audio_config"] |= {"encoder_layers": depth, "num_hidden_layers": depth}
+    thinker["audio_config"] |= audio
+    thinker["text_config"] |= text
+    file.write_text(json.dumps(config, indent=2))
 
 
 def _mixed_frames(size: int) -> tuple[int, ...]:
