@@ -5,6 +5,7 @@
 from vllm_mmc.lazy import exports
 
 _NAMES = {
+    "LayerNorm": "layer_norm",
     "UpcastLinearMethod": "upcast",
     "activate_": "activation",
     "apply_rotary_emb": "rotary_embedding",
