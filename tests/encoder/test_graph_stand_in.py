@@ -108,7 +108,8 @@ class Packed(torch.nn.Module):
 CONFIG = SimpleNamespace(
     compilation_config=SimpleNamespace(
         encoder_cudagraph_token_budgets=[],
-        encoder_cudagraph_max_vision_items_per_batch=0,
+        # vLLM 0.31 would put three of the items into one graph.
+        encoder_cudagraph_max_vision_items_per_batch=2,
         encoder_cudagraph_max_frames_per_batch=None,
     ),
     model_config=SimpleNamespace(

@@ -458,10 +458,13 @@ class _WithConnector(nn.Module):
 def colmodernvbert(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.colmodernvbert import ColModernVBertConnector
     from vllm.model_executor.models.siglip import SiglipVisionModel
-    from vllm.transformers_utils.configs.colmodernvbert import ColModernVBertConfig
 
-    made = ColModernVBertConfig(
-        vision_config=IMAGE, text_config={"hidden_size": 96}, pixel_shuffle_factor=2
+    made = config(
+        vision_config=SiglipVisionConfig(**IMAGE),
+        pixel_shuffle_factor=2,
+        # vLLM 0.33 reads the second of them.
+        hidden_size=96,
+        text_config=config(hidden_size=96),
     )
     return _WithConnector(
         SiglipVisionModel(made.vision_config), ColModernVBertConnector(made)

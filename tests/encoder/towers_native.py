@@ -32,6 +32,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from vllm.config import VllmConfig
 
 from tests.encoder.tower import (
+    FROM_0_33,
     GRIDS,
     IMAGE,
     IMAGE_GRIDS,
@@ -342,21 +343,24 @@ def pixtral_hf(vllm_config: VllmConfig) -> nn.Module:
     return PixtralHFVisionModel(PixtralVisionConfig(**sizes))
 
 
+MUSE_PIXELS = Sizes(
+    survey=[((224, 168), (56, 84)), ((28, 28),), ((56, 84), (28, 56), (56, 56))],
+    further=[
+        ((56, 56),),
+        ((28, 28),),
+        ((112, 112),),
+        ((28, 56), (28, 56)),
+        ((84, 140),),
+        ((140, 28),),
+        ((84, 28), (56, 84), (28, 28), (112, 84)),
+        ((28, 196), (168, 28)),
+    ],
+)
+
+
 @TOWERS.add(
-    pixel_lists,
-    Sizes(
-        survey=[((224, 168), (56, 84)), ((28, 28),), ((56, 84), (28, 56), (56, 56))],
-        further=[
-            ((56, 56),),
-            ((28, 28),),
-            ((112, 112),),
-            ((28, 56), (28, 56)),
-            ((84, 140),),
-            ((140, 28),),
-            ((84, 28), (56, 84), (28, 28), (112, 84)),
-            ((28, 196), (168, 28)),
-        ],
-    ),
+    patches(PATCH_14, grids=torch.tensor) if FROM_0_33 else pixel_lists,
+    GRIDS if FROM_0_33 else MUSE_PIXELS,
     {"MuseGlimmerVisionBlock": 4},
     graphs=1,
 )
@@ -364,18 +368,20 @@ def muse_glimmer(vllm_config: VllmConfig) -> nn.Module:
     """Every second block attends within squares of eight by eight patches."""
     from vllm.model_executor.models.muse_glimmer import MuseGlimmerVisionEncoder
 
-    return MuseGlimmerVisionEncoder(
-        config(
-            **VISION | {"num_hidden_layers": 4},
-            patch_temporal=1,
-            patch_size=14,
-            merge_kernel_size=2,
-            pos_emb_height=8,
-            pos_emb_width=8,
-            layer_types=["sparse_attention", "full_attention"] * 2,
-            output_dim=256,
-        )
+    made = config(
+        **VISION | {"num_hidden_layers": 4},
+        patch_temporal=1,
+        patch_size=14,
+        merge_size=2,
+        merge_kernel_size=2,
+        pos_emb_height=8,
+        pos_emb_width=8,
+        layer_types=["sparse_attention", "full_attention"] * 2,
+        output_dim=256,
     )
+    if FROM_0_33:
+        made = config(vision_config=made, out_hidden_size=256)
+    return MuseGlimmerVisionEncoder(made)
 
 
 # ---------------------------------------------------------------- SigLIP's and kin
@@ -403,13 +409,18 @@ def lfm2_siglip2(vllm_config: VllmConfig) -> nn.Module:
 def cosmos3_edge(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.cosmos3_edge import Cosmos3EdgeVisionModel
 
+    vision = Siglip2VisionConfig(**SIGLIP2, spatial_merge_size=2)
+    if FROM_0_33:
+        text = config(hidden_size=96)
+        made = config(vision_config=vision, text_config=text, projector_hidden_size=128)
+        return Cosmos3EdgeVisionModel(made)
     projector = config(
         spatial_merge_size=2,
         input_hidden_size=64,
         out_hidden_size=96,
         merger_intermediate_size=128,
     )
-    return Cosmos3EdgeVisionModel(Siglip2VisionConfig(**SIGLIP2), projector)
+    return Cosmos3EdgeVisionModel(vision, projector)
 
 
 def _isaac_patches(*items: tuple[int, int]) -> Inputs:
