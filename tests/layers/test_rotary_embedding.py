@@ -78,7 +78,10 @@ def pixtral_hugging_face(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor
 
 
 def pixtral_vllm(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return pixtral.apply_rotary_emb_vit(q, k, table())
+    # vLLM 0.33 takes the real view of the table.
+    is_real = hasattr(pixtral, "_apply_rotary_emb_vit_real")
+    freqs = torch.view_as_real(table()) if is_real else table()
+    return pixtral.apply_rotary_emb_vit(q, k, freqs)
 
 
 def moonvit_vllm(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, ...]:
