@@ -8,12 +8,17 @@
     pip install --no-index --find-links wheels 'vllm==0.26.0'
 
 `freeze.txt` is what `pip freeze` prints there. What is there stays as it is, unless
-`--upgrade` names it. It needs pip here, and nothing but Python there.
+`--upgrade` names it.
+
+Run it on Linux with the version of Python and the kind of processor that are there: pip
+answers the markers of a requirement, for instance `python_version > "3.11"`, for the
+Python that it runs in. It needs pip here, and nothing but Python there.
 """
 
 import argparse
 import hashlib
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -44,8 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("requirements", nargs="+")
         command.add_argument("--have", type=Path, required=True, metavar="FREEZE")
         command.add_argument("--upgrade", action="append", default=[], metavar="NAME")
-        command.add_argument("--python", default="3.12", help="default: %(default)s")
-        command.add_argument("--machine", default="x86_64", help="default: %(default)s")
         command.add_argument("--glibc", type=int, default=35, help="minor; default: 35")
     command.add_argument("--into", type=Path, required=True, metavar="KIT")
     join_command = commands.add_parser("join")
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         have = read_freeze(args.have.read_text())
         for name in args.upgrade:
             have.pop(canonical(name), None)
-        target = target_options(args.python, args.machine, args.glibc)
+        target = target_options(args.glibc)
         wheels = missing(resolve(args.requirements, have, target), have)
         for name, version in wheels.items():
             print(f"{name}=={version}")
@@ -81,15 +84,12 @@ def read_freeze(text: str) -> dict[str, str]:
     return {canonical(name): version for name, equals, version in lines if equals}
 
 
-def target_options(python: str, machine: str, glibc: int) -> list[str]:
-    """Returns pip's options for wheels of another machine, with Linux."""
-    tag = "cp" + python.replace(".", "")
+def target_options(glibc: int) -> list[str]:
+    """Returns pip's options for wheels of this Python and processor, with Linux."""
+    machine = platform.machine()
     platforms = [f"manylinux_2_{n}_{machine}" for n in GLIBC if n <= glibc]
     platforms += [f"manylinux{n}_{machine}" for n in ("1", "2010", "2014")]
-    options = ["--only-binary=:all:", "--implementation=cp"]
-    options += [f"--python-version={python}"]
-    options += [f"--abi={abi}" for abi in (tag, "abi3", "none")]
-    return options + [f"--platform={platform}" for platform in reversed(platforms)]
+    return ["--only-binary=:all:", *(f"--platform={p}" for p in reversed(platforms))]
 
 
 def resolve(

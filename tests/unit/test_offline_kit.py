@@ -3,6 +3,7 @@
 """Wheels in parts, and together again, without pip and without internet."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_what_is_there_is_taken_as_it_is(tmp_path: Path) -> None:
     index.mkdir()
     for name, version in {"vllm": "0.26.0", "torch": "2.12.0", "other": "1.0"}.items():
         offline_kit.stand_in(name, version, index)
-    options = [*offline_kit.target_options("3.12", "x86_64", 28), "--no-index"]
+    options = [*offline_kit.target_options(28), "--no-index"]
     options += [f"--find-links={index}", "torch"]
     have = offline_kit.read_freeze(FREEZE)
     needed = offline_kit.resolve(["vllm"], have, options)
@@ -46,11 +47,24 @@ def test_what_is_there_is_taken_as_it_is(tmp_path: Path) -> None:
         offline_kit.resolve(["torch>=2.12"], have, options)
 
 
-def test_options_name_the_other_machine() -> None:
-    options = offline_kit.target_options("3.12", "aarch64", 28)
-    assert {"--python-version=3.12", "--abi=cp312", "--abi=abi3"} <= {*options}
-    assert "--platform=manylinux_2_28_aarch64" in options
-    assert "--platform=manylinux_2_31_aarch64" not in options
+def test_options_name_the_oldest_glibc() -> None:
+    options = offline_kit.target_options(28)
+    machine = platform.machine()
+    assert f"--platform=manylinux_2_28_{machine}" in options
+    assert f"--platform=manylinux_2_31_{machine}" not in options
+
+
+def test_a_requirement_of_this_python_is_there(tmp_path: Path) -> None:
+    """pip answers markers for the Python that runs it, whatever its options say."""
+    for name in ("six", "other"):
+        offline_kit.stand_in(name, "1.0", tmp_path)
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    needed = offline_kit.resolve(
+        [f"six; python_version == '{here}'", f"other; python_version != '{here}'"],
+        {},
+        [*offline_kit.target_options(28), "--no-index", f"--find-links={tmp_path}"],
+    )
+    assert needed == {"six": "1.0"}
 
 
 @pytest.fixture
