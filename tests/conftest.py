@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from mmc_testing.release import RELEASE
 from vllm_mmc.catalog import CATALOG
 
 PAGES_OF = "0.32"
@@ -36,11 +37,6 @@ NOT_IN = {
     }
 }
 """Release -> part of the name of a test -> why the release does not pass it."""
-
-
-def _release() -> str:
-    """Of the vLLM that is tested: the first two numbers."""
-    return ".".join(importlib.metadata.version("vllm").split(".")[:2])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,14 +71,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Forked tests first: a process that has used OpenMP hangs once it is forked."""
     items.sort(key=lambda item: item.get_closest_marker("forked") is None)
-    release = _release()
     for item in items:
-        if release != PAGES_OF and item.get_closest_marker("pages"):
+        if RELEASE != PAGES_OF and item.get_closest_marker("pages"):
             reason = f"the pages are made from vLLM {PAGES_OF}"
             item.add_marker(pytest.mark.skip(reason=reason))
-        for name, reason in NOT_IN.get(release, {}).items():
+        for name, reason in NOT_IN.get(RELEASE, {}).items():
             if name in item.name:
-                item.add_marker(pytest.mark.skip(reason=f"vLLM {release}: {reason}"))
+                item.add_marker(pytest.mark.skip(reason=f"vLLM {RELEASE}: {reason}"))
 
 
 class Record:

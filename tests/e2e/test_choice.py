@@ -9,6 +9,7 @@ import torch
 from vllm.config import CompilationMode
 
 from mmc_testing.engine import load_model, stock_class, tower_context
+from mmc_testing.release import is_before
 from vllm_mmc import __version__
 from vllm_mmc.catalog import CATALOG
 from vllm_mmc.compilation.counters import counters
@@ -41,7 +42,8 @@ def test_by_its_own_name_and_compiling_only_when_asked(
     assert found.model == ENTRY.model
     assert (found.graphs, found.artifact_loads, found.compile_seconds) == (0, 0, 0)
     assert len(found.tokens[0]) == 16
-    assert "[backbone]" in log
+    # vLLM 0.31 does not name what it has compiled.
+    assert is_before("0.32") or "[backbone]" in log
     said = f"vllm_mmc {__version__}"
     (line,) = [line for line in log.splitlines() if said in line]
     name, regions = ENTRY.compiled_architecture, ", ".join(ENTRY.regions)

@@ -36,9 +36,9 @@ def test_own_encoder(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.forked
-def test_custom_serving(qwen2_5_vl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_custom_serving(qwen2_5_vl: Path, capfd: pytest.CaptureFixture[str]) -> None:
     example("custom_serving").main(str(qwen2_5_vl))
-    embeddings, graphs = capsys.readouterr().out.splitlines()[-2:]
+    embeddings, graphs = capfd.readouterr().out.splitlines()[-2:]
     assert "[[1, 16, 24], [1, 10, 8]]: embeddings [116, " in embeddings
     assert graphs == "3 graphs"
 

@@ -8,7 +8,6 @@ width 64, and the sizes to call it at. `towers.TOWERS` has all of them.
 
 import contextlib
 import functools
-import importlib.metadata
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from packaging.version import Version
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig
 from vllm.config import VllmConfig, get_current_vllm_config
@@ -250,10 +248,6 @@ WHISPER: dict[str, Any] = {
     "num_mel_bins": 80,
     "max_source_positions": 100,
 }
-
-
-FROM_0_33 = Version(importlib.metadata.version("vllm")) >= Version("0.33")
-"""Whether vLLM has its newest form of a tower."""
 
 
 def config(**attributes: Any) -> PreTrainedConfig:

@@ -31,8 +31,8 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import (
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from vllm.config import VllmConfig
 
+from mmc_testing.release import is_before
 from tests.encoder.tower import (
-    FROM_0_33,
     GRIDS,
     IMAGE,
     IMAGE_GRIDS,
@@ -359,8 +359,8 @@ MUSE_PIXELS = Sizes(
 
 
 @TOWERS.add(
-    patches(PATCH_14, grids=torch.tensor) if FROM_0_33 else pixel_lists,
-    GRIDS if FROM_0_33 else MUSE_PIXELS,
+    pixel_lists if is_before("0.33") else patches(PATCH_14, grids=torch.tensor),
+    MUSE_PIXELS if is_before("0.33") else GRIDS,
     {"MuseGlimmerVisionBlock": 4},
     graphs=1,
 )
@@ -379,7 +379,7 @@ def muse_glimmer(vllm_config: VllmConfig) -> nn.Module:
         layer_types=["sparse_attention", "full_attention"] * 2,
         output_dim=256,
     )
-    if FROM_0_33:
+    if not is_before("0.33"):
         made = config(vision_config=made, out_hidden_size=256)
     return MuseGlimmerVisionEncoder(made)
 
@@ -410,7 +410,7 @@ def cosmos3_edge(vllm_config: VllmConfig) -> nn.Module:
     from vllm.model_executor.models.cosmos3_edge import Cosmos3EdgeVisionModel
 
     vision = Siglip2VisionConfig(**SIGLIP2, spatial_merge_size=2)
-    if FROM_0_33:
+    if not is_before("0.33"):
         text = config(hidden_size=96)
         made = config(vision_config=vision, text_config=text, projector_hidden_size=128)
         return Cosmos3EdgeVisionModel(made)

@@ -11,19 +11,18 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import vllm
 from vllm.model_executor.models import registry
 from vllm.model_executor.models.interfaces import supports_multimodal
 from vllm.platforms import current_platform
 
 from mmc_testing.census import ADDS, CENSUS, DRAFT_MODELS, LACKS, NO_TOWER, REMARKS
+from mmc_testing.release import RELEASE
 from tests.encoder.towers import CANNOT, TOWERS
 from vllm_mmc.catalog import CATALOG, EAGER, OUTSIDE_THE_MULTIMODAL_TABLE, surveyed
 
 PAGE = Path(__file__).parents[2] / "docs/architectures.md"
 SURVEYED = surveyed(registry._MULTIMODAL_MODELS, registry._VLLM_MODELS, "1")
 BY_FILE = {entry.architecture for entry in CATALOG}
-RELEASE = ".".join(vllm.__version__.split(".")[:2])
 OF_THIS_RELEASE = {*CENSUS, *ADDS.get(RELEASE, ())} - LACKS.get(RELEASE, set())
 
 # Architecture -> what the error says where its class cannot be imported.
