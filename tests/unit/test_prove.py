@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from vllm.model_executor.models import whisper
 
 from vllm_mmc.cli import demo, prove
 from vllm_mmc.cli.main import main
@@ -131,3 +132,13 @@ def test_the_whole_of_it(
     assert ("WRONG" in printed.err) == (wrong is not None)
     if wrong != "process":
         assert "an encoder" in printed.out and "floor" in printed.out
+
+
+def test_what_this_vllm_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    arches = ("qwen2_5_vl", "whisper", "whisper_large", "qwen2_audio")
+    assert [CASES[arch].why_not() for arch in arches] == [None] * 4
+    # As in vLLM 0.26.
+    monkeypatch.setattr(whisper.WhisperAttention, "forward", lambda self, x: x)
+    vision, *speech = (CASES[arch].why_not() for arch in arches)
+    assert vision is None
+    assert all("take no packed tokens" in str(reason) for reason in speech)

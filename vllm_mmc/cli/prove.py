@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     """
     import torch
 
-    from vllm_mmc.prove import encoders, report
+    from vllm_mmc.prove import cases, encoders, report
 
     asked = None if args.families is None else tuple(args.families.split(","))
     if asked is not None and (unknown := {*asked} - {*offered()}):
@@ -117,8 +117,12 @@ def run(args: argparse.Namespace) -> int:
             rows, differences = _engines(family, args.device, directory / family)
             found["engines"][family] = rows
             problems += differences
-        found["encoders"] = []
+        found["encoders"], found["left_out"] = [], {}
         for plan in encoders.plans(asked or offered(), quick=args.quick):
+            if (reason := cases.CASES[plan.arch].why_not()) is not None:
+                print(f"encoder {plan.arch}: left out: {reason}", file=sys.stderr)
+                found["left_out"][plan.arch] = reason
+                continue
             print(f"encoder {plan.arch}: measuring ...", file=sys.stderr)
             try:
                 measured = measure(plan, directory / f"encoder-{plan.arch}")

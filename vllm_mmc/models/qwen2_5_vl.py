@@ -134,7 +134,10 @@ class CompiledQwen2_5_VisionTransformer(CompiledEncoder, Qwen2_5_VisionTransform
         }
 
         # [num_patches, ...] -> [num_merged, merge**2, hidden], window by window
-        x = self.patch_embed(self.input_norm(x.to(device=self.device), self.dtype))
+        x = x.to(device=self.device)
+        # vLLM 0.26 gets pixels that are normalised.
+        norm = getattr(self, "input_norm", torch.Tensor.to)
+        x = self.patch_embed(norm(x, self.dtype))
         num_patches = x.shape[0]
         x = x.view(-1, self.spatial_merge_unit, self.hidden_size)
         x = x[metadata["window_index"]].view(num_patches, 1, self.hidden_size)

@@ -8,6 +8,7 @@ Nothing heavy is imported before a method is called.
 """
 
 import importlib
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -54,6 +55,10 @@ class Case(ABC):
     engine_args: ClassVar[dict[str, Any]] = {}
     family: ClassVar[str] = ""
     item: ClassVar[Any] = 3.0
+
+    def why_not(self) -> str | None:
+        """Why this vLLM has no such encoder, in words; None if it has."""
+        return None
 
     def recipe(self) -> Any:
         """Returns the recipe of the tiny checkpoint."""
@@ -245,6 +250,14 @@ class Llama4(Case):
         return lambda: tower(*args)  # its metadata is made on the device
 
 
+def _why_not_packed() -> str | None:
+    from vllm.model_executor.models.whisper import WhisperAttention
+
+    if "cu_seqlens" in inspect.signature(WhisperAttention.forward).parameters:
+        return None
+    return "in this vLLM the layers of Whisper take no packed tokens"
+
+
 class Whisper(Case):
     arch = "whisper"
     stock = "vllm.model_executor.models.whisper:WhisperEncoder"
@@ -272,6 +285,9 @@ class Whisper(Case):
         "decoder_attention_heads": 12,
         "num_mel_bins": 80,
     }
+
+    def why_not(self) -> str | None:
+        return _why_not_packed()
 
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         self.write_tiny(path, depth=1, dtype=dtype)
@@ -370,6 +386,9 @@ class Qwen2Audio(HuggingFaceAudio):
     }
     # Frames of 10 ms; other sizes are clips of 3 s.
     MIXES: ClassVar = {103: (50, 2900, 730), 30: (3000,)}
+
+    def why_not(self) -> str | None:
+        return _why_not_packed()
 
     def checkpoint(self, path: Path, *, depth: int, dtype: str, blocks: str) -> Path:
         self.write_tiny(path, depth=1, dtype=dtype)
