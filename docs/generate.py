@@ -216,9 +216,7 @@ Phi-4-multimodal runs eager: its block keeps attention weights.
 ## What was run
 
 Tests by directory, as `pytest --record-versions docs/test-versions.json` counted them;
-"files" says how many of the directory's files were run. The failure in `tests/e2e` with
-0.33 is a segmentation fault of a compiled engine (LLaVA with SigLIP) near its end. It
-is not explained. The same engine, started once more, answered as stock's did.
+"files" says how many of the directory's files were run.
 
 {results}
 """
