@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-def stock_class(architecture: str) -> dict[str, dict[str, str]]:
+def stock_class(architecture: str) -> dict[str, Any]:
     """Returns the engine argument that pins vLLM's own class of an architecture.
 
     With it an engine or `tower_context` is stock even where a plugin is registered:

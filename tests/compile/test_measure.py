@@ -270,7 +270,7 @@ def test_after_the_warm_up_of_an_encoder() -> None:
 
     clock.seconds["compiled"] = 2.0
     with counters.expect(measured_eager=1):
-        SupportsCompiledEncoder.warm_up_encoder(Model())  # type: ignore[arg-type]
+        SupportsCompiledEncoder.warm_up_encoder(Model())
     assert {rows for _, rows in clock.calls[:3]} == {4, 8, 1024}
     assert {rows for _, rows in clock.calls[3:]} == {1024}
 

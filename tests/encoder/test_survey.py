@@ -19,7 +19,7 @@ import vllm.compilation.decorators as stock
 from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 from vllm.forward_context import set_forward_context
 
-from vllm_mmc.compilation import shared_graph
+from vllm_mmc.compilation import compiler, shared_graph
 from vllm_mmc.compilation.attached import detach
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters
@@ -365,7 +365,7 @@ def test_what_takes_too_long_runs_eager(
     vllm_config.additional_config = {"vllm_mmc": {"compile_seconds": 0.05}}
     tower = Tower(Block)
     compiled(tower, vllm_config)
-    monkeypatch.setattr(shared_graph.compiler, "compile_region", forever)
+    monkeypatch.setattr(compiler, "compile_region", forever)
     with counters.expect(graphs=0, fallbacks=1):
         check(tower, [(x(4, 7),), (x(2, 3),)])
     (structure,) = shared_graph.structures()

@@ -236,8 +236,10 @@ def test_imports_no_model_and_touches_no_device(in_vllm: InVllm) -> None:
         }
 
     found = in_vllm(scenario).value
-    allowed = ("vllm_mmc.catalog", "vllm_mmc.compat", "vllm_mmc.plugin")
-    allowed += ("vllm_mmc", "vllm_mmc.metrics", "vllm_mmc.settings")
+    allowed = (
+        *("vllm_mmc", "vllm_mmc.catalog", "vllm_mmc.compat"),
+        *("vllm_mmc.metrics", "vllm_mmc.plugin", "vllm_mmc.settings"),
+    )
     # The standard library is what prometheus_client brings.
     light = {"prometheus_client", *sys.stdlib_module_names}
     assert {
@@ -617,7 +619,8 @@ def inspections_that_an_upgrade_finds() -> dict[str, Any]:
 
     def with_releases(theirs: str, ours: str) -> dict[str, Any]:
         vllm.__version__ = theirs
-        catalog.__version__ = plugin.__version__ = ours
+        for module in (catalog, plugin):
+            vars(module)["__version__"] = ours
         ModelRegistry.models.clear()
         ModelRegistry.models.update(before)
         plugin.register()
