@@ -81,9 +81,10 @@ upstream: $(READY) $(OTHER) ## each finding for vLLM, before and after its patch
 coverage: $(READY) ## which lines of the package the unit and compile tests run
 	$(BIN)/pytest tests/unit tests/compile --cov
 
-lint: $(READY) ## style, types, import rules, spelling
+lint: $(READY) ## style, C++ format, types, import rules, spelling
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror csrc/cpu/* tests/attention/*.h
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import harness
 import torch
@@ -39,8 +40,10 @@ DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
 }
-FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16")
-FLAGS += ("amx_tile", "amx_bf16", "amx_fp16")
+FLAGS = (
+    *("avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_bf16", "amx_fp16"),
+)
 GRID = {
     f"{items} x {tokens} x {heads} x {size}": ([tokens] * items, heads, size)
     for size, heads in ((64, 12), (72, 16), (80, 16), (88, 16), (128, 8))
@@ -114,7 +117,7 @@ def measure(
     dtype: torch.dtype,
     seconds: float,
     clock: Clock,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     tokens = sum(lengths)
     q, k, v = torch.randn(1, tokens, 3, heads, size).to(dtype).unbind(2)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
@@ -177,7 +180,7 @@ def timed(call: Callable[[], object], clock: Clock) -> float:
     return clock() - start
 
 
-def report(row: dict[str, object]) -> None:
+def report(row: dict[str, Any]) -> None:
     if "ms" not in row:
         print(f"{row['case']:34} {row['dtype']:9} WRONG {row['errors']}")
         return

@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def _named_modules(tower: Any) -> Any:
 
     norms = nn.LayerNorm, layernorm.RMSNorm
     activations = nn.GELU, nn.SiLU, activation.GELU, activation.SiluAndMul
-    kinds: dict[str, tuple[type, ...]] = {
+    kinds: dict[str, tuple[type[Any], ...]] = {
         PRODUCTS: (LinearBase, nn.Linear, nn.Conv1d, nn.Conv2d, ConvLayerBase),
         ATTENTION: (MMEncoderAttention,),
         NORM: norms,
@@ -161,7 +161,7 @@ def _profile(provider: Any, inputs: tuple[Any, ...]) -> dict[str, float]:
         for _ in range(CALLS):
             provider(inputs)
         wall = 1000 * (time.perf_counter() - begun)
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for event in profiler.events():
         spent[_kind(event)] += event.self_cpu_time_total / 1000
     spent[REST] += wall - sum(spent.values())

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-def stock_class(architecture: str) -> dict[str, dict[str, str]]:
+def stock_class(architecture: str) -> dict[str, Any]:
     """Returns the engine argument that pins vLLM's own class of an architecture.
 
     With it an engine or `tower_context` is stock even where a plugin is registered:
@@ -325,6 +325,30 @@ def _command_line(engine_args: Mapping[str, Any]) -> list[str]:
         else:
             flags += [flag, str(value)]
     return flags
+
+
+@contextlib.contextmanager
+def quick_compile(backend: str = "eager", **options: Any) -> "Iterator[VllmConfig]":
+    """Inside, regions are compiled as in a new process, without gradients.
+
+    Args:
+        backend: of `torch.compile`. By default Dynamo alone, which is quickest.
+        options: further arguments of `VllmConfig`.
+    """
+    import torch
+    from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
+
+    from vllm_mmc.compilation import shared_graph
+
+    compilation = CompilationConfig(compile_mm_encoder=True)
+    config = VllmConfig(compilation_config=compilation, **options)
+    config.compilation_config.backend = backend  # vLLM's CPU platform has set its own
+    with (
+        set_current_vllm_config(config),
+        mock.patch.dict(shared_graph._structures, clear=True),
+        torch.inference_mode(),
+    ):
+        yield config
 
 
 @contextlib.contextmanager

@@ -16,10 +16,12 @@ from torch import nn
 from vllm_mmc.demo import writer
 from vllm_mmc.demo.writer import (
     ATTENTION,
+    HIDDEN,
     LLAMA_ROLES,
     QWEN_ROLES,
     QWEN_TEMPLATE,
     QWEN_TOKENS,
+    VISION_HIDDEN,
     Ids,
     Shapes,
     published_shapes,
@@ -53,8 +55,6 @@ __all__ = [
 ]
 
 VOCAB_SIZE = 384  # the bytes, the special tokens, then unused rows
-HIDDEN = 128  # of the text model
-VISION_HIDDEN = 64
 PUBLISHED = Path(__file__).parent / "remote_code"
 LLAMA_TOKENS = ("<s>", "</s>", "<unk>", "<pad>")
 
@@ -98,17 +98,9 @@ def text_sizes(**overrides: Any) -> dict[str, Any]:
     Args:
         overrides: further values, or others for these.
     """
-    return {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 2 * HIDDEN,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": False,
-    } | overrides
+    sizes = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": 8192}
+    sizes |= {"head_dim": 32, "tie_word_embeddings": False}
+    return writer.text_sizes(**sizes | overrides)
 
 
 def vision_sizes(**overrides: Any) -> dict[str, Any]:

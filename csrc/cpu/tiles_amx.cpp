@@ -14,7 +14,7 @@
 #include EMULATED_AMX
 #endif
 
-#pragma GCC target(                                                      \
+#pragma GCC target(                                                             \
     "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c,amx-tile,amx-bf16," \
     "prefer-vector-width=512")
 #define ISA amx
@@ -72,8 +72,8 @@ struct Machine : Avx512 {
       if constexpr (kTall && kBroad) _tile_stored(3, to + column + 256, 64);
       fence();
     }
-    INLINE void multiply_add(const uint16_t* a, int64_t row, const uint16_t* b,
-                             int64_t column, int64_t) {
+    INLINE void multiply_add(const uint16_t* a, int64_t row, const uint16_t* b, int64_t column,
+                             int64_t) {
       fence();
       _tile_loadd(4, a, 64);
       _tile_loadd(6, b, 64);

@@ -28,7 +28,9 @@ State runs_if(bool of_processor) { return of_processor ? kRuns : kNotOfProcessor
 State anywhere() { return kRuns; }
 
 #ifdef __x86_64__
-State avx2() { return runs_if(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")); }
+State avx2() {
+  return runs_if(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+}
 
 State avx512() {
   return runs_if(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -106,8 +108,8 @@ void clear(const Attention& a, int64_t from, int64_t to) {
   const int64_t width = a.dtype == Dtype::kFloat32 ? 4 : 2;
   for (int64_t token = from; token < to; ++token) {
     for (int64_t head = 0; head < a.heads; ++head) {
-      std::memset(static_cast<char*>(a.out.data) + width * (token * a.out.token_stride +
-                                                            head * a.out.head_stride),
+      std::memset(static_cast<char*>(a.out.data) +
+                      width * (token * a.out.token_stride + head * a.out.head_stride),
                   0, width * a.head_size);
     }
   }

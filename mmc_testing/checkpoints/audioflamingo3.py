@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from mmc_testing.checkpoints.common import (
-    HIDDEN,
     POSITIONS,
     QWEN_ASSISTANT,
     qwen_sizes,
@@ -15,6 +14,7 @@ from mmc_testing.checkpoints.common import (
 )
 from mmc_testing.hf_encoders import HuggingFaceEncoder
 from mmc_testing.writer import QWEN_TOKENS, Ids, Recipe, published
+from vllm_mmc.demo.writer import HIDDEN
 
 
 def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from mmc_testing.checkpoints.common import HIDDEN
 from mmc_testing.checkpoints.qwen3_omni import QWEN3_OMNI
 from mmc_testing.hf_encoders import read_weights
-from vllm_mmc.demo.writer import WEIGHTS_FILE, random_weights
+from vllm_mmc.demo.writer import HIDDEN, WEIGHTS_FILE, random_weights
 
 HEAD = {
     "hidden_size": HIDDEN,

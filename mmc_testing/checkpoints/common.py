@@ -3,22 +3,26 @@
 """What the recipes here share."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmc_testing.writer import (
     QWEN_ROLES,
     QWEN_TEMPLATE,
-    VISION_HIDDEN,
     Ids,
     linear,
     prefixed,
+    shapes_of,
 )
-from vllm_mmc.demo.writer import QWEN_GENERATION, QWEN_SYSTEM, qwen_tokenizer
+from vllm_mmc.demo.writer import (
+    HIDDEN,
+    QWEN_GENERATION,
+    QWEN_SYSTEM,
+    qwen_tokenizer,
+    text_sizes,
+)
 
-VOCAB_SIZE = 320  # the bytes, the special tokens, then unused rows
-HIDDEN = 128  # of the text models and of the audio encoders: heads of 32 in both
 POSITIONS = 1500  # of 30 s of speech, as published
 
 WHISPER_ENCODER = "models.whisper.modeling_whisper.WhisperEncoder"
@@ -55,40 +59,10 @@ def qwen_chat_template(placeholder: str) -> str:
     )
 
 
-def text_sizes(**overrides: Any) -> dict[str, Any]:
-    """Returns the sizes of a text model of two layers, by their usual names.
-
-    Args:
-        overrides: further values, or others for these.
-    """
-    return {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 2 * HIDDEN,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-    } | overrides
-
-
 def qwen_sizes(ids: Ids, **overrides: Any) -> dict[str, Any]:
     """Returns the same of one of Qwen's, with the ids of its tokens."""
     end = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
     return text_sizes(**end, **overrides)
-
-
-def vision_sizes(depth: int, **overrides: Any) -> dict[str, Any]:
-    """Returns the sizes of Qwen's vision encoder of so many blocks."""
-    return {
-        "depth": depth,
-        "hidden_size": VISION_HIDDEN,
-        "num_heads": 4,
-        "intermediate_size": 172,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": HIDDEN,
-    } | overrides
 
 
 def whisper_sizes(depth: int, **overrides: Any) -> dict[str, Any]:
@@ -121,6 +95,48 @@ def whisper_tokens(end: int, **overrides: Any) -> dict[str, Any]:
         "suppress_tokens": None,
         "begin_suppress_tokens": None,
     } | overrides
+
+
+def omni(thinker: str, named: Sequence[str]) -> dict[str, Any]:
+    """Returns what recipes of pictures, sound and a thinker share.
+
+    Args:
+        thinker: its class, in transformers.
+        named: its tokens, in the order of `OMNI_NAMES`.
+    """
+    return {
+        "least_depth": 2,
+        "named_tokens": dict(zip(OMNI_NAMES, named, strict=True)),
+        "hf_class": "",
+        "shapes": shapes_of(("thinker.", thinker, "thinker_config")),
+        "modality": "audio",
+        "engine_args": {"limit_mm_per_prompt": {"audio": 2, "image": 2, "video": 0}},
+        "serves": "chat",
+    }
+
+
+def omni_thinker(
+    ids: Ids, named: Sequence[str], suffix: str, **parts: Any
+) -> dict[str, Any]:
+    """Returns the config of a thinker.
+
+    Args:
+        ids: token -> id.
+        named: its tokens, in the order of `OMNI_NAMES`.
+        suffix: of the names of the ids of an image, a clip and a video.
+        parts: its other values.
+    """
+    image, audio, video, vision_start, vision_end, start, end = (ids[t] for t in named)
+    return {
+        f"image_token_{suffix}": image,
+        f"audio_token_{suffix}": audio,
+        f"video_token_{suffix}": video,
+        "vision_start_token_id": vision_start,
+        "vision_end_token_id": vision_end,
+        "audio_start_token_id": start,
+        "audio_end_token_id": end,
+        "seconds_per_chunk": 2,
+    } | parts
 
 
 def omni_processor(tokenizer: Any, name: str, side: int, **pixels: Any) -> Any:

@@ -15,16 +15,14 @@ from typing import Any
 import torch
 
 from mmc_testing.checkpoints.common import (
-    HIDDEN,
     features_beside,
-    text_sizes,
     vq_adaptor,
     whisper_sizes,
     whisper_tokens,
 )
 from mmc_testing.hf_encoders import whisper_encoder
 from mmc_testing.writer import Ids, Recipe, remote_code
-from vllm_mmc.demo.writer import NUM_BYTES
+from vllm_mmc.demo.writer import HIDDEN, NUM_BYTES, text_sizes
 
 # Their ids are in vLLM's code, so the vocabulary is as long as the published one.
 SPECIAL_TOKENS = {

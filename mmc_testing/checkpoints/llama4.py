@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmc_testing.checkpoints.common import HIDDEN, text_sizes
 from mmc_testing.hf_encoders import Projected, read_weights, with_weights
 from mmc_testing.writer import VISION_HIDDEN, Ids, Recipe, prefixed, tokens
-from vllm_mmc.demo.writer import byte_level_tokenizer
+from vllm_mmc.demo.writer import HIDDEN, byte_level_tokenizer, text_sizes
 
 VISION_OUTPUT = 96
 PATCH = 14

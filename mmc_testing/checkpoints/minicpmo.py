@@ -15,9 +15,7 @@ from typing import Any
 import torch
 
 from mmc_testing.checkpoints.common import (
-    HIDDEN,
     QWEN,
-    VOCAB_SIZE,
     WHISPER_ENCODER,
     features_beside,
     qwen_chat_template,
@@ -40,6 +38,7 @@ from mmc_testing.writer import (
     resampler_shapes,
     shapes_of,
 )
+from vllm_mmc.demo.writer import HIDDEN, VOCAB_SIZE
 
 QUERIES = 64  # tokens of a picture
 CONFIG_MODULE = "configuration_minicpm"

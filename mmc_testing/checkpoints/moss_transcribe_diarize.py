@@ -13,7 +13,6 @@ import torch
 
 from mmc_testing.checkpoints.common import (
     QWEN,
-    VOCAB_SIZE,
     WHISPER_ENCODER,
     features_beside,
     qwen_chat_template,
@@ -31,6 +30,7 @@ from mmc_testing.writer import (
     shapes_of,
     tokens,
 )
+from vllm_mmc.demo.writer import VOCAB_SIZE
 
 PLACEHOLDER = "<|audio_start|><|audio_pad|><|audio_end|>"
 ENCODER_AND_TEXT = shapes_of(

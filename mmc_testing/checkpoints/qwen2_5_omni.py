@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from mmc_testing.checkpoints.common import (
-    HIDDEN,
-    OMNI_NAMES,
     QWEN_ASSISTANT,
+    omni,
     omni_processor,
+    omni_thinker,
     qwen_sizes,
-    vision_sizes,
     whisper_sizes,
 )
 from mmc_testing.hf_encoders import HuggingFaceEncoder
-from mmc_testing.writer import QWEN_TOKENS, Ids, Recipe, published, shapes_of, tokens
+from mmc_testing.writer import QWEN_TOKENS, Ids, Recipe, published, tokens
+from vllm_mmc.demo.writer import HIDDEN, qwen_vision_sizes
 
 # In the order in which Qwen numbers them.
 SPECIAL_TOKENS = QWEN_TOKENS + tokens(
@@ -38,23 +38,18 @@ def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
     from transformers import Qwen2_5OmniConfig
 
     return Qwen2_5OmniConfig(
-        thinker_config={
-            "audio_config": whisper_sizes(
+        thinker_config=omni_thinker(
+            ids,
+            NAMED,
+            "index",
+            audio_config=whisper_sizes(
                 depth, n_window=100, output_dim=HIDDEN, dtype=dtype
             ),
-            "text_config": _text_config(ids, dtype),
-            "vision_config": _vision_config(depth, dtype),
-            "audio_token_index": ids["<|AUDIO|>"],
-            "audio_start_token_id": ids["<|audio_bos|>"],
-            "audio_end_token_id": ids["<|audio_eos|>"],
-            "image_token_index": ids["<|IMAGE|>"],
-            "video_token_index": ids["<|VIDEO|>"],
-            "vision_start_token_id": ids["<|vision_bos|>"],
-            "vision_end_token_id": ids["<|vision_eos|>"],
-            "position_id_per_seconds": 25,
-            "seconds_per_chunk": 2,
-            "dtype": dtype,
-        },
+            text_config=_text_config(ids, dtype),
+            vision_config=_vision_config(depth, dtype),
+            position_id_per_seconds=25,
+            dtype=dtype,
+        ),
         enable_audio_output=False,
     )
 
@@ -73,7 +68,7 @@ def _text_config(ids: Ids, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _vision_config(depth: int, dtype: torch.dtype) -> dict[str, Any]:
-    return vision_sizes(
+    return qwen_vision_sizes(
         depth,
         patch_size=14,
         tokens_per_second=25,
@@ -93,8 +88,10 @@ RECIPES = {
         "Qwen2.5-Omni",
         "Qwen2_5OmniModel",
         **QWEN_ASSISTANT,
+        # Of two layers at least: a vision block that attends fully, and one that does
+        # not.
+        **omni(THINKER, NAMED),
         config=_config,
-        least_depth=2,  # one vision block that attends fully, and one that does not
         special_tokens=SPECIAL_TOKENS,
         processor=_processor,
         placeholder={
@@ -103,15 +100,8 @@ RECIPES = {
         },
         # As published with Qwen/Qwen2.5-Omni-7B.
         chat_template=published("qwen2_5_omni.jinja"),
-        named_tokens=dict(zip(OMNI_NAMES, NAMED, strict=True)),
-        hf_class="",
-        shapes=shapes_of(
-            ("thinker.", "Qwen2_5OmniThinkerForConditionalGeneration", "thinker_config")
-        ),
         scales={r"^thinker\.model\..*self_attn\.[qk]_proj\.weight$": 2},
-        modality="audio",
         samples=([0.3], [3.0], [29.0], [12.5, 0.7]),
-        engine_args={"limit_mm_per_prompt": {"audio": 2, "image": 2, "video": 0}},
         # encoder([128, frames of all clips], feature_lens=frames of each)
         # .last_hidden_state: [tokens of all clips, hidden size of the text model];
         # encoder(pixel_values, grid_thw).pooler_output: [tokens, out_hidden_size]
@@ -127,6 +117,5 @@ RECIPES = {
                 config=("thinker_config", "vision_config"),
             ),
         },
-        serves="chat",
     )
 }

@@ -11,12 +11,9 @@ import torch
 from torch import nn
 
 from mmc_testing.checkpoints.common import (
-    HIDDEN,
     QWEN,
-    VOCAB_SIZE,
     qwen_chat_template,
     qwen_sizes,
-    text_sizes,
     whisper_sizes,
 )
 from mmc_testing.hf_encoders import Projected, read_weights, with_weights
@@ -28,6 +25,7 @@ from mmc_testing.writer import (
     published_shapes,
     tokens,
 )
+from vllm_mmc.demo.writer import HIDDEN, VOCAB_SIZE, text_sizes
 
 # Stock's encoder gives a clip under a second other values alone than beside a longer
 # one, and other than Hugging Face's.

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from mmc_testing.checkpoints.common import (
-    HIDDEN,
-    OMNI_NAMES,
     QWEN,
+    omni,
     omni_processor,
+    omni_thinker,
     qwen_sizes,
-    vision_sizes,
     whisper_sizes,
 )
 from mmc_testing.checkpoints.qwen3_asr import SAMPLES
 from mmc_testing.hf_encoders import HuggingFaceEncoder
-from mmc_testing.writer import QWEN_TOKENS, Ids, Recipe, published, shapes_of, tokens
+from mmc_testing.writer import QWEN_TOKENS, Ids, Recipe, published, tokens
+from vllm_mmc.demo.writer import HIDDEN, qwen_vision_sizes
 
 # In the order in which Qwen numbers them.
 SPECIAL_TOKENS = QWEN_TOKENS + tokens(
@@ -41,23 +41,18 @@ def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
 
     audio = {"conv_chunksize": 500, "downsample_hidden_size": 16, "dtype": dtype}
     return Qwen3OmniMoeConfig(
-        thinker_config={
-            "audio_config": whisper_sizes(
+        thinker_config=omni_thinker(
+            ids,
+            NAMED,
+            "id",
+            audio_config=whisper_sizes(
                 depth, n_window=50, n_window_infer=800, output_dim=HIDDEN, **audio
             ),
-            "text_config": _text_config(ids, dtype),
-            "vision_config": _vision_config(depth, dtype),
-            "audio_token_id": ids["<|audio_pad|>"],
-            "audio_start_token_id": ids["<|audio_start|>"],
-            "audio_end_token_id": ids["<|audio_end|>"],
-            "image_token_id": ids["<|image_pad|>"],
-            "video_token_id": ids["<|video_pad|>"],
-            "vision_start_token_id": ids["<|vision_start|>"],
-            "vision_end_token_id": ids["<|vision_end|>"],
-            "position_id_per_seconds": 13,
-            "seconds_per_chunk": 2,
-            "dtype": dtype,
-        },
+            text_config=_text_config(ids, dtype),
+            vision_config=_vision_config(depth, dtype),
+            position_id_per_seconds=13,
+            dtype=dtype,
+        ),
         enable_audio_output=False,
         im_start_token_id=ids["<|im_start|>"],
         im_end_token_id=ids["<|im_end|>"],
@@ -91,7 +86,7 @@ def _text_config(ids: Ids, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _vision_config(depth: int, dtype: torch.dtype) -> dict[str, Any]:
-    return vision_sizes(
+    return qwen_vision_sizes(
         depth,
         patch_size=16,
         image_size=16 * 16,
@@ -112,8 +107,9 @@ QWEN3_OMNI = Recipe(
     "Qwen3-Omni",
     "Qwen3OmniMoeForConditionalGeneration",
     **QWEN,
+    # Of two layers at least: with one there would be no vision block for deepstack.
+    **omni(THINKER, NAMED),
     config=_config,
-    least_depth=2,  # there would be no vision block for deepstack
     special_tokens=SPECIAL_TOKENS,
     processor=_processor,
     placeholder={
@@ -122,15 +118,8 @@ QWEN3_OMNI = Recipe(
     },
     # That of Qwen/Qwen3-Omni-30B-A3B-Instruct, without its tools.
     chat_template=published("qwen3_omni.jinja"),
-    named_tokens=dict(zip(OMNI_NAMES, NAMED, strict=True)),
-    hf_class="",
-    shapes=shapes_of(
-        ("thinker.", "Qwen3OmniMoeThinkerForConditionalGeneration", "thinker_config")
-    ),
     scales={r"^thinker\.model\..*q_norm\.weight$": 2},
-    modality="audio",
     samples=SAMPLES,
-    engine_args={"limit_mm_per_prompt": {"audio": 2, "image": 2, "video": 0}},
     # encoder([128, frames of all clips], feature_lens=frames of each)
     # .last_hidden_state: [tokens of all clips, hidden size of the text model]
     hf_encoders={
@@ -141,6 +130,5 @@ QWEN3_OMNI = Recipe(
             config=("thinker_config", "audio_config"),
         )
     },
-    serves="chat",
 )
 RECIPES = {"qwen3_omni": QWEN3_OMNI}

@@ -13,11 +13,8 @@ from typing import Any
 import torch
 
 from mmc_testing.checkpoints.common import (
-    HIDDEN,
-    VOCAB_SIZE,
     WHISPER_ENCODER,
     features_beside,
-    text_sizes,
     whisper_sizes,
 )
 from mmc_testing.hf_encoders import whisper_encoder
@@ -31,7 +28,12 @@ from mmc_testing.writer import (
     remote_code,
     tokens,
 )
-from vllm_mmc.demo.writer import byte_level_tokenizer
+from vllm_mmc.demo.writer import (
+    HIDDEN,
+    VOCAB_SIZE,
+    byte_level_tokenizer,
+    text_sizes,
+)
 
 STACK = 8  # encoder outputs that become one embedding
 PROJECTOR_HIDDEN = 256

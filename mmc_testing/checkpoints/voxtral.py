@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmc_testing.checkpoints.common import HIDDEN, POSITIONS
+from mmc_testing.checkpoints.common import POSITIONS
 from mmc_testing.hf_encoders import read_weights, with_weights
 from mmc_testing.writer import Ids, Recipe, linear, prefixed, tokens
-from vllm_mmc.demo.writer import NUM_BYTES
+from vllm_mmc.demo.writer import HIDDEN, NUM_BYTES
 
 # By rank, as published; the ranks between are fillers.
 FIRST = tokens(

@@ -78,16 +78,14 @@ inline void dpbf16ps(int to, int left, int right) {
   Tile& c = tile(to);
   const Tile &a = tile(left), &b = tile(right);
   require(to != left && to != right && left != right, "three tiles");
-  require(a.rows == c.rows && b.bytes_of_row == c.bytes_of_row &&
-              a.bytes_of_row == 4 * b.rows,
+  require(a.rows == c.rows && b.bytes_of_row == c.bytes_of_row && a.bytes_of_row == 4 * b.rows,
           "shapes that fit");
   for (int m = 0; m < c.rows; ++m) {
     float sums[32] = {};
     for (int k = 0; k < a.bytes_of_row / 4; ++k) {
       for (int n = 0; n < c.bytes_of_row / 4; ++n) {
         for (int i = 2 * n; i < 2 * n + 2; ++i) {
-          sums[i] = flushed(
-              __builtin_fmaf(bf16(a, m, 2 * k + i % 2), bf16(b, k, i), sums[i]));
+          sums[i] = flushed(__builtin_fmaf(bf16(a, m, 2 * k + i % 2), bf16(b, k, i), sums[i]));
         }
       }
     }

@@ -27,15 +27,22 @@ HERE = [level for level in cpu_kernel.levels() if level in TILES + PLAIN]
 # One key, one panel, one block of keys, and one more of each; empty ones between.
 LENGTHS = [0, 1, 17, 65, 128, 0, 129, 32, 3]
 
-Tensors = list[torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor]
+Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def make(head_size: int, lengths: list[int] = LENGTHS) -> tuple[Tensors, torch.Tensor]:
+def make(head_size: int, lengths: list[int] = LENGTHS) -> tuple[Qkv, torch.Tensor]:
     """q [1, tokens, 2, head_size], k and v with one head; cu_seqlens."""
     generator = torch.manual_seed(head_size)
     buffer = torch.randn(1, sum(lengths), 4, head_size, generator=generator).bfloat16()
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
-    return list(buffer.split([2, 1, 1], dim=2)), cu_seqlens
+    q, k, v = buffer.split([2, 1, 1], dim=2)
+    return (q, k, v), cu_seqlens
+
+
+def exactly(qkv: Qkv, scale: float | None, cu_seqlens: torch.Tensor) -> torch.Tensor:
+    q, k, v = (x.double() for x in qkv)
+    return attention_reference(q, k, v, scale, cu_seqlens)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -70,7 +77,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> cpu_kernel._Library:
 @pytest.fixture(params=TILES)
 def both(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Tensors]:
+) -> Callable[..., Pair]:
     """Calls a path and its plain one. Where there is no AMX, it is emulated."""
     level, library = request.param, cpu_kernel._library()
     if level not in cpu_kernel.levels():
@@ -78,22 +85,23 @@ def both(
             pytest.skip(f"this processor does not have {level}")
         library = request.getfixturevalue("emulated")
 
-    def call(*args: Any) -> Tensors:
-        plain = cpu_kernel.varlen_attention(*args, level=f"plain_{level}")
+    def call(*args: Any) -> Pair:
+        attend: Callable[..., torch.Tensor] = cpu_kernel.varlen_attention
+        plain = attend(*args, level=f"plain_{level}")
         with monkeypatch.context() as patch:
             patch.setattr(cpu_kernel, "_library", lambda: library)
-            return [cpu_kernel.varlen_attention(*args, level=level), plain]
+            return attend(*args, level=level), plain
 
     return call
 
 
 @pytest.mark.parametrize("head_size", [7, 64, 72, 80, 88, 128])
-def test_to_the_bit(both: Callable[..., Tensors], head_size: int) -> None:
+def test_to_the_bit(both: Callable[..., Pair], head_size: int) -> None:
     qkv, cu_seqlens = make(head_size)
     assert same_bits(*both(*qkv, 0.1, cu_seqlens))
 
 
-def test_prefixes_to_the_bit(both: Callable[..., Tensors]) -> None:
+def test_prefixes_to_the_bit(both: Callable[..., Pair]) -> None:
     qkv, cu_seqlens = make(80)
     ends = torch.cat([torch.arange(n) // 50 * 50 + 50 for n in LENGTHS])
     assert same_bits(*both(*qkv, 0.1, cu_seqlens, ends))
@@ -103,15 +111,15 @@ def test_prefixes_to_the_bit(both: Callable[..., Tensors]) -> None:
     ("magnitude", "scale"), [(1e-25, 3.0), (1e-3, 0.0), (6.0, -0.3)]
 )
 def test_to_the_bit_where_scores_rise_and_vanish(
-    both: Callable[..., Tensors], magnitude: float, scale: float
+    both: Callable[..., Pair], magnitude: float, scale: float
 ) -> None:
     """Later keys weigh more, so sums are scaled; products below 2^-126 are 0."""
     (q, k, v), cu_seqlens = make(72)
     k = k * torch.linspace(0, magnitude, k.shape[1])[:, None, None]
-    qkv = [q * magnitude, k.bfloat16(), v * magnitude]
+    qkv = q * magnitude, k.bfloat16(), v * magnitude
     found, plain = both(*qkv, scale, cu_seqlens)
     assert same_bits(found, plain)
-    exact = attention_reference(*(x.double() for x in qkv), scale, cu_seqlens)
+    exact = exactly(qkv, scale, cu_seqlens)
     # A weight is rounded to 8 bits, and so is the output: 2^-8, and once more for room.
     limit = 2**-7 * qkv[2].abs().max().item()
     assert (found.double() - exact).abs().max().item() <= limit
@@ -122,7 +130,7 @@ def test_error_is_not_above_pytorchs(level: str) -> None:
     """Both round weights to bf16; neither rounds scores or sums."""
     for head_size, lengths in ((64, [300, 17]), (80, [64] * 4)):
         qkv, cu_seqlens = make(head_size, lengths)
-        exact = attention_reference(*(x.double() for x in qkv), None, cu_seqlens)
+        exact = exactly(qkv, None, cu_seqlens)
         scale = head_size**-0.5
         found = cpu_kernel.varlen_attention(*qkv, scale, cu_seqlens, level=level)
         torchs = torch_sdpa_wrapper(*qkv, scale, cu_seqlens, enable_gqa=True)

@@ -295,10 +295,10 @@ def test_prefixes(
     if chunk is None:
         close(found, OPS.batched_sdpa(*qkv, 0.1, cu_seqlens))
     # Without bounds each row of a batch is an item.
-    rows = tuple(x[:, :128].unflatten(1, (2, 64))[0] for x in qkv)
+    q, k, v = rows = tuple(x[:, :128].unflatten(1, (2, 64))[0] for x in qkv)
     seen = None if kv_lens is None else chunk_ends([64, 64], chunk or 0)
     found = prefix_op(rows, None, seen)
-    close(found, attention_reference(*rows, 0.1, None, seen))
+    close(found, attention_reference(q, k, v, 0.1, None, seen))
 
 
 @pytest.mark.parametrize("level", cpu_kernel.levels())
@@ -402,8 +402,8 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"max_seqlen": max_seqlen_q, "cu_seqlens": cu_seqlens_q.tolist()})
         assert cu_seqlens_q is cu_seqlens_k and max_seqlen_q == max_seqlen_k
         assert (dropout_p, causal) == (0.0, False) and type(max_seqlen_q) is int
-        args = (x[None] for x in (q, k, v))
-        return attention_reference(*args, softmax_scale, cu_seqlens_q)[0]
+        q, k, v = q[None], k[None], v[None]
+        return attention_reference(q, k, v, softmax_scale, cu_seqlens_q)[0]
 
     package = ModuleType("flash_attn")
     package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]

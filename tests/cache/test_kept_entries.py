@@ -4,6 +4,7 @@
 
 import errno
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,13 @@ def state(entry: Path) -> dict[Path, tuple[int, int]]:
 
 
 FAILURES: dict[str, tuple[object, str, Exception]] = {
-    "a full disk": (store.shutil, "copytree", FULL),
+    "a full disk": (shutil, "copytree", FULL),
     "too many open files": (
         Path,
         "read_bytes",
         OSError(errno.EMFILE, "Too many open files"),
     ),
-    "a bad sector": (store.entries, "read", OSError(errno.EIO, "Input/output error")),
+    "a bad sector": (entries, "read", OSError(errno.EIO, "Input/output error")),
     "a directory mounted noexec": (
         torch.compiler,
         "load_compiled_function",
@@ -138,7 +139,7 @@ def test_an_entry_that_cannot_be_loaded_stays(
 
 def test_a_bad_copy_is_no_damage(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a disk that says it has written what it has not."""
-    copy = store.shutil.copytree
+    copy = shutil.copytree
 
     def lose(*args: Any, **options: Any) -> None:  # it calls itself
         copy(*args, **options)
@@ -148,7 +149,7 @@ def test_a_bad_copy_is_no_damage(kept: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     before = state(kept)
     with monkeypatch.context() as broken, warnings_of(store) as logged:
-        broken.setattr(store.shutil, "copytree", lose)
+        broken.setattr(shutil, "copytree", lose)
         with counters.expect(graphs=1, artifact_loads=0):
             start_anew()
     assert "the copy is not what was copied" in logged[0] and len(logged) == 1
@@ -177,7 +178,7 @@ def test_a_message_names_the_directory(
 
     before = state(kept)
     with monkeypatch.context() as full, warnings_of(shared_graph) as logged:
-        full.setattr(store.shutil, "copytree", fail)
+        full.setattr(shutil, "copytree", fail)
         full.setattr(shared_graph.SharedGraph, "_compile", fail)
         with counters.expect(graphs=0, artifact_loads=0, fallbacks=1):
             start_anew()

@@ -31,11 +31,11 @@ from vllm.model_executor.layers.quantization.online.base import (
 from tests.encoder.tower import tower_config
 from vllm_mmc.compilation.structure import Structure, structure_of
 
-AWQ = {"bits": 4, "group_size": 128, "zero_point": True}
+AWQ: dict[str, Any] = {"bits": 4, "group_size": 128, "zero_point": True}
 AWQ |= {"modules_to_not_convert": ["visual"]}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 GPTQ |= {"desc_act": False, "sym": True, "dynamic": {"-:visual.*": {}}}
-FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+FP8: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 FP8 |= {"ignored_layers": ["visual"]}
 FP8_BLOCKS = FP8 | {"weight_block_size": [128, 128]}
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
@@ -68,7 +68,7 @@ QUARK = {
 }
 FP_QUANT = {"hadamard_group_size": 32, "forward_dtype": "mxfp4"}
 FP_QUANT |= {"forward_method": "abs_max", "modules_to_not_convert": ["visual"]}
-INC = {"bits": 4, "group_size": 128, "sym": True}
+INC: dict[str, Any] = {"bits": 4, "group_size": 128, "sym": True}
 INC |= {"packing_format": "auto_round:auto_gptq"}
 
 

@@ -106,10 +106,10 @@ def test_a_structure_that_means_nothing_elsewhere(
 
 
 def test_explain_says_it_too() -> None:
-    told = []
+    told: list[list[str] | None] = []
     with store.explain_lookups(lambda *entry: told.append(why_missed(*entry))):
         start(CompiledUnkept(held=threading.Lock()))
-    assert "held['by'] (_thread.lock)" in told[0][0]
+    assert told[0] and "held['by'] (_thread.lock)" in told[0][0]
 
 
 def test_a_graph_that_reads_its_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def mount_noexec(monkeypatch: pytest.MonkeyPatch, *directories: Path) -> None:
     flags = {str(directory): os.ST_NOEXEC for directory in directories}
     monkeypatch.setattr(
-        module.os,
+        os,
         "statvfs",
         lambda path: SimpleNamespace(f_flag=flags.get(str(path), 0)),
     )

@@ -354,8 +354,9 @@ def test_a_mark_on_what_is_no_tensor(vllm_config: VllmConfig) -> None:
 
 
 def test_a_positional_argument_of_another_type(vllm_config: VllmConfig) -> None:
+    scale: Any = "wide"
     with pytest.raises(TypeError, match="positional argument of type 'str'"):
-        CompiledRegion("wide")
+        CompiledRegion(scale)
     assert CompiledRegion(2.0).scale == 2.0
 
 

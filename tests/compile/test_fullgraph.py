@@ -193,7 +193,7 @@ def test_a_graph_break_is_an_error(encoder: Encoder, blocks: nn.ModuleList) -> N
         torch._dynamo.graph_break()
         return super(broken, self).forward(*args, **kwargs)
 
-    broken = type("CompiledBrokenBlock", (type(blocks[0]),), {"forward": forward})
+    broken: Any = type("CompiledBrokenBlock", (type(blocks[0]),), {"forward": forward})
     blocks[0].__class__ = broken
     with pytest.raises(torch._dynamo.exc.Unsupported):
         encoder.run(encoder.sizes[0])

@@ -19,6 +19,7 @@ import torch
 import torch.nn as nn
 from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 
+from mmc_testing.engine import quick_compile
 from vllm_mmc.compilation import compiler, shared_graph
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import support_torch_compile
@@ -32,14 +33,7 @@ def vllm_config(
 ) -> Iterator[VllmConfig]:
     """Guards are Dynamo's, whatever the backend: most tests take the quickest one."""
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
-    backend = getattr(request, "param", "eager")
-    config = VllmConfig(compilation_config=CompilationConfig(compile_mm_encoder=True))
-    config.compilation_config.backend = backend  # vLLM's CPU platform sets its own
-    with (
-        set_current_vllm_config(config),
-        mock.patch.dict(shared_graph._structures, clear=True),
-        torch.inference_mode(),
-    ):
+    with quick_compile(getattr(request, "param", "eager")) as config:
         yield config
 
 

@@ -11,13 +11,9 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn as nn
-from vllm.config import (
-    CompilationConfig,
-    VllmConfig,
-    get_current_vllm_config,
-    set_current_vllm_config,
-)
+from vllm.config import VllmConfig, get_current_vllm_config
 
+from mmc_testing.engine import quick_compile
 from vllm_mmc import metrics
 from vllm_mmc.compilation import compiler, shared_graph
 from vllm_mmc.compilation.arguments import Signature
@@ -33,13 +29,7 @@ HIDDEN = 8
 @pytest.fixture(autouse=True)
 def vllm_config(monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmConfig]:
     monkeypatch.setenv("VLLM_DISABLE_COMPILE_CACHE", "1")
-    config = VllmConfig(compilation_config=CompilationConfig(compile_mm_encoder=True))
-    config.compilation_config.backend = "eager"
-    with (
-        set_current_vllm_config(config),
-        mock.patch.dict(shared_graph._structures, clear=True),
-        torch.inference_mode(),
-    ):
+    with quick_compile() as config:
         yield config
 
 

@@ -10,8 +10,9 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn as nn
-from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
+from vllm.config import VllmConfig
 
+from mmc_testing.engine import quick_compile
 from mmc_testing.logs import warnings_of
 from vllm_mmc.compilation import measure, shared_graph
 from vllm_mmc.compilation.compiler import Graph
@@ -80,17 +81,8 @@ def vllm_config(
         measure, "time", SimpleNamespace(perf_counter=lambda: clock.now)
     )
     clock.__init__()  # type: ignore[misc]
-    config = VllmConfig(
-        compilation_config=CompilationConfig(compile_mm_encoder=True),
-        additional_config={
-            "vllm_mmc": {"measure": getattr(request, "param", "warmup")}
-        },
-    )
-    with (
-        set_current_vllm_config(config),
-        mock.patch.dict(shared_graph._structures, clear=True),
-        torch.inference_mode(),
-    ):
+    settings = {"vllm_mmc": {"measure": getattr(request, "param", "warmup")}}
+    with quick_compile(additional_config=settings) as config:
         yield config
 
 
@@ -270,7 +262,7 @@ def test_after_the_warm_up_of_an_encoder() -> None:
 
     clock.seconds["compiled"] = 2.0
     with counters.expect(measured_eager=1):
-        SupportsCompiledEncoder.warm_up_encoder(Model())  # type: ignore[arg-type]
+        SupportsCompiledEncoder.warm_up_encoder(Model())
     assert {rows for _, rows in clock.calls[:3]} == {4, 8, 1024}
     assert {rows for _, rows in clock.calls[3:]} == {1024}
 

@@ -15,6 +15,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,9 +77,9 @@ def _layer_norm(block: nn.Module) -> None:
 
 
 def _other_quant_method(block: nn.Module) -> None:
-    method = block.attn.qkv.quant_method
+    method: Any = type(block.attn.qkv.quant_method)
 
-    class Requantised(type(method)):
+    class Requantised(method):
         pass
 
     block.attn.qkv.quant_method = Requantised()
@@ -167,8 +168,11 @@ def test_near_twins_differ(
     assert next(differences(a, b), None) is not None
 
 
+Act = Callable[..., object]
+
+
 def test_functions_differ_by_code_closure_and_arguments() -> None:
-    def module(act: Callable[..., object]) -> nn.Module:
+    def module(act: Act) -> nn.Module:
         made = nn.Identity()
         made.act = act
         return made
@@ -177,12 +181,12 @@ def test_functions_differ_by_code_closure_and_arguments() -> None:
         return lambda x: x * factor
 
     gelu = functools.partial
-    equal = [
+    equal: list[tuple[Act, Act]] = [
         (F.silu, F.silu),
         (times(2), times(2)),
         (gelu(F.gelu, approximate="tanh"), gelu(F.gelu, approximate="tanh")),
     ]
-    other = [
+    other: list[tuple[Act, Act]] = [
         (F.silu, F.mish),
         (times(2), times(3)),
         (times(2), lambda x: x + 2),
@@ -245,9 +249,10 @@ def test_what_cannot_be_compared_is_named() -> None:
             self.schemes = {"Linear": [1, threading.Lock()]}
 
     module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    config: Any = Config()
     module[0].quant_config = Config()
     module[1].act = act
-    module[1].bound = functools.partial(Config().__init__, threading.Lock())
+    module[1].bound = functools.partial(config.__init__, threading.Lock())
     assert structure_of(module).unportable == (
         "0.quant_config.schemes['Linear'][1] (_thread.lock)",
         "1.act.lock (_thread.lock)",

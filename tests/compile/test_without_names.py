@@ -49,7 +49,10 @@ class CompiledForOne(CompiledWithoutNames):
         return x @ self.weight + 1
 
 
-class Plain(CompiledWithoutNames.__bases__[0]):  # type: ignore[misc]
+Base: Any = CompiledWithoutNames.__bases__[0]
+
+
+class Plain(Base):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(HIDDEN, HIDDEN), requires_grad=False)

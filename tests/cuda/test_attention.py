@@ -17,28 +17,36 @@ from unittest import mock
 
 import pytest
 import torch
+from vllm.platforms import current_platform
 
 from mmc_testing.as_on_cuda import package_varlen, vllm_varlen
 from vllm_mmc.attention import vit_attn_wrappers
 from vllm_mmc.attention.reference import attention_reference
 
 LENGTHS = [5, 0, 33, 1]
+Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 PAD = 7  # tokens of no item, as the buffers of a CUDA graph have
 
 
-def make(dtype: torch.dtype, kv_heads: int = 2) -> tuple[list[Any], torch.Tensor]:
+def make(dtype: torch.dtype, kv_heads: int = 2) -> tuple[Qkv, torch.Tensor]:
     """Views of one buffer, [1, tokens, heads, 16], and cu_seqlens."""
     heads = [4, kv_heads, kv_heads]
     tokens = sum(LENGTHS) + PAD
     buffer = torch.randn(1, tokens, sum(heads), 16, generator=torch.manual_seed(0))
-    qkv = list(buffer.to(dtype).split(heads, dim=2))
-    return qkv, torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    q, k, v = buffer.to(dtype).split(heads, dim=2)
+    return (q, k, v), torch.tensor([0, *LENGTHS]).cumsum(0).int()
+
+
+def make_rows() -> Qkv:
+    """Two items of 20 tokens, [2, 20, heads, 16]."""
+    (q, k, v), _ = make(torch.float32)
+    return tuple(x[:, :40].reshape(2, 20, *x.shape[2:]) for x in (q, k, v))
 
 
 @contextmanager
 def capture(captures: bool = True) -> Iterator[None]:
     """A CUDA platform that captures or not; memory that nobody wrote holds NaN."""
-    platform, empty_like = type(vit_attn_wrappers.current_platform), torch.empty_like
+    platform, empty_like = type(current_platform), torch.empty_like
 
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
         return empty_like(*args, **kwargs).fill_(float("nan"))
@@ -51,7 +59,7 @@ def capture(captures: bool = True) -> Iterator[None]:
         yield
 
 
-def check(found: torch.Tensor, qkv: list[Any], cu_seqlens: torch.Tensor) -> None:
+def check(found: torch.Tensor, qkv: Qkv, cu_seqlens: torch.Tensor) -> None:
     expected = attention_reference(*qkv, 0.3, cu_seqlens)
     tokens = int(cu_seqlens[-1])
     # The kernel rounds the weights of the softmax to the dtype.
@@ -109,7 +117,7 @@ def interpret() -> None:
         tokens = sum(LENGTHS)
         assert torch.equal(found[:, :tokens], replayed[:, :tokens])
         assert not replayed[:, tokens:].any(), "tokens of no item"
-    rows = [x[:, :40].reshape(2, 20, *x.shape[2:]) for x in make(torch.float32)[0]]
+    rows = make_rows()
     found = wrapper(*rows, 2, 0.3)
     check(found, rows, torch.tensor([0, 20, 40]))
     print("3 checked")
@@ -194,7 +202,7 @@ def test_flash_attn(
 
 
 def test_flash_attn_of_rows(flash_attn: str) -> None:
-    rows = [x[:, :40].reshape(2, 20, *x.shape[2:]) for x in make(torch.float32)[0]]
+    rows = make_rows()
     found = vit_attn_wrappers.flash_attn_maxseqlen_wrapper(*rows, 2, False, None, 0.3)
     check(found, rows, torch.tensor([0, 20, 40]))
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vllm_mmc.demo import SHIPPED
-from vllm_mmc.prove.encoders import GRAPH, OURS
+from vllm_mmc.prove.encoders import GRAPH
+from vllm_mmc.prove.providers import OURS
 
 
 @pytest.mark.slow  # four engines and an encoder's process, for each of two families

@@ -57,7 +57,7 @@ def pcm_as_floats() -> np.ndarray:
 def hours(count: int) -> bytes:
     """Of silence, in a file of some 100 kB."""
     buffer = io.BytesIO()
-    samples = np.zeros(count * 3600 * 8000, np.int16)
+    samples: np.ndarray = np.zeros(count * 3600 * 8000, np.int16)
     soundfile.write(buffer, samples, 8000, format="FLAC")
     return buffer.getvalue()
 

@@ -29,8 +29,8 @@ def torchaudio() -> Iterator[None]:
             "torchaudio.functional",
         )
     }
-    modules["torchaudio.functional"].melscale_fbanks = lambda n_freqs, n_mels, **_: (
-        torch.zeros(n_freqs, n_mels)
+    vars(modules["torchaudio.functional"])["melscale_fbanks"] = (
+        lambda n_freqs, n_mels, **_: torch.zeros(n_freqs, n_mels)
     )
     with _importable(modules):
         yield
@@ -43,7 +43,7 @@ def flash_attention() -> Iterator[None]:
     It stays one opaque operation, as the real one is.
     """
     module = ModuleType("vllm.vllm_flash_attn")
-    module.flash_attn_varlen_func = _flash_attn_varlen_func
+    vars(module)["flash_attn_varlen_func"] = _flash_attn_varlen_func
     with _importable({module.__name__: module}):
         yield
 

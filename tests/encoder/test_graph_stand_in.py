@@ -173,7 +173,7 @@ def test_no_capture_with_a_wait_or_a_copy_from_the_host(
 class KeepsALength(Packed):
     """A number that Python computed from the lengths becomes part of the graph."""
 
-    lengths = (1,)
+    lengths: tuple[int, ...] = (1,)
 
     def buffers(self, x: torch.Tensor, lengths: list[int]) -> Values:
         self.lengths = tuple(lengths)

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 import torch.nn as nn
 import vllm.compilation.decorators as stock
-from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
+from vllm.config import VllmConfig
 from vllm.forward_context import set_forward_context
 
-from vllm_mmc.compilation import shared_graph
+from mmc_testing.engine import quick_compile
+from vllm_mmc.compilation import compiler, shared_graph
 from vllm_mmc.compilation.attached import detach
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.counters import counters
@@ -33,14 +33,7 @@ WIDTH = 8
 @pytest.fixture(autouse=True)
 def vllm_config(monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmConfig]:
     monkeypatch.setenv("VLLM_DISABLE_COMPILE_CACHE", "1")
-    config = VllmConfig(compilation_config=CompilationConfig(compile_mm_encoder=True))
-    config.compilation_config.backend = "eager"
-    with (
-        set_current_vllm_config(config),
-        stock_compile_off(config),
-        mock.patch.dict(shared_graph._structures, clear=True),
-        torch.inference_mode(),
-    ):
+    with quick_compile() as config, stock_compile_off(config):
         yield config
 
 
@@ -365,7 +358,7 @@ def test_what_takes_too_long_runs_eager(
     vllm_config.additional_config = {"vllm_mmc": {"compile_seconds": 0.05}}
     tower = Tower(Block)
     compiled(tower, vllm_config)
-    monkeypatch.setattr(shared_graph.compiler, "compile_region", forever)
+    monkeypatch.setattr(compiler, "compile_region", forever)
     with counters.expect(graphs=0, fallbacks=1):
         check(tower, [(x(4, 7),), (x(2, 3),)])
     (structure,) = shared_graph.structures()

@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """What a survey sees of small modules, without compiling them."""
 
+import functools
+
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -48,7 +50,7 @@ class Encoder(nn.Module):
 def surveyed(encoder: nn.Module, *others: Tensor) -> Survey:
     root = nn.ModuleDict({"tower": encoder})
     inputs = [torch.randn(rows, WIDTH) for rows in (5, 3, 9)]
-    return survey(root, [lambda x=x: encoder(x, *others) for x in inputs])
+    return survey(root, [functools.partial(encoder, x, *others) for x in inputs])
 
 
 def test_a_module_beside_the_blocks_may_share_an_activation_with_them() -> None:

@@ -51,7 +51,7 @@ def remove(monkeypatch: pytest.MonkeyPatch) -> Remove:
 
 
 def qwen2_audio_model(checkpoint: Path, **overrides: Any) -> nn.Module:
-    engine_args = FAMILIES["qwen2_audio"].engine_args | overrides
+    engine_args = {**FAMILIES["qwen2_audio"].engine_args, **overrides}
     with tower_context(checkpoint, compile_mm_encoder=True, **engine_args) as config:
         return load_model(config)
 
@@ -129,7 +129,7 @@ def test_the_embedding_of_text(remove: Remove, qwen2_audio: Path) -> None:
 @pytest.mark.parametrize("name", ["PROCESSOR_FACTORY", "PROCESSING_INFO"])
 def test_the_checks_of_audio(name: str, remove: Remove) -> None:
     factories = SimpleNamespace(info=dict)
-    model = type("Model", (), {"_processor_factory": factories})
+    model: Any = type("Model", (), {"_processor_factory": factories})
     remove(getattr(symbols, name))
     with warnings_of(symbols) as logged:
         check_requests(model, AudioValidationMixin)

@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Tiny towers whose modules are timm's."""
 
+from contextlib import AbstractContextManager
+from typing import Any
 from unittest import mock
 
 import torch
@@ -26,7 +28,7 @@ TOWERS = Towers()
 VIT = {"embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2}
 
 
-def _tiny(**sizes: object) -> mock._patch:
+def _tiny(**sizes: object) -> AbstractContextManager[Any]:
     """Lets `timm.create_model` make models of these sizes, whatever their names say."""
     import timm
 

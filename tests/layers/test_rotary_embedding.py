@@ -145,7 +145,8 @@ def test_bad_tables(sizes: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("form", ["Qwen", "Pixtral", "Llama4"])
 def test_full_graph_without_complex_numbers(form: str) -> None:
-    rotate, seen = FORMS[form]()[1], []
+    rotate = FORMS[form]()[1]
+    seen: list[object] = []
 
     def backend(module: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
         seen.extend(node.meta.get("example_value") for node in module.graph.nodes)

@@ -114,7 +114,7 @@ class Audio:
 
 
 class Whisper(Audio):
-    shapes = (8192 // 1500 * 1500, 1500)
+    shapes: tuple[int, int] | None = (8192 // 1500 * 1500, 1500)
     prefix = "model.encoder."
 
     def alone(self, config: VllmConfig) -> CompiledEncoder:

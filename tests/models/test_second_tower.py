@@ -41,7 +41,8 @@ def test_pictures_are_compiled_and_equal_stock(
 ) -> None:
     family = FAMILIES[row.family]
     checkpoint = family.write(tmp_path)
-    args = family.engine_args | {"limit_mm_per_prompt": {"image": 1, "audio": 1}}
+    limits = {"limit_mm_per_prompt": {"image": 1, "audio": 1}}
+    args = {**family.engine_args, **limits}
     pictures = [picture(*size) for size in SIZES]
     clip = family.request([1.5])
     with torch.inference_mode():

@@ -17,6 +17,7 @@ from vllm.model_executor.models.registry import (
 from vllm.platforms import current_platform
 
 from vllm_mmc.catalog import CATALOG, surveyed, versioned
+from vllm_mmc.encoder.interfaces import SupportsCompiledEncoder
 from vllm_mmc.models import auto
 
 # One whose class has its name, one whose class has another, and two outside of the
@@ -43,7 +44,7 @@ def test_it_is_the_stock_class_with_our_methods_before(architecture: str) -> Non
     stock, ours = auto.stock_class(architecture), compiled(architecture)
     assert issubclass(ours, stock)
     assert ours is not stock
-    ours_first = auto._Module, auto.AutoCompiledEncoder, auto.SupportsCompiledEncoder
+    ours_first = auto._Module, auto.AutoCompiledEncoder, SupportsCompiledEncoder
     assert ours.__mro__[1:4] == ours_first
     assert ours.__name__ == stock.__name__  # vLLM's drafters compare it
 

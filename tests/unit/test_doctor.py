@@ -3,6 +3,7 @@
 """What `vllm-mmc doctor` says of what an engine has shown."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import LlamaConfig
@@ -15,7 +16,7 @@ MODEL = "vllm_mmc.models.qwen2_5_vl:CompiledQwen2_5_VLForConditionalGeneration"
 COUNTERS: dict[str, int | float] = {"graphs": 1, "load_seconds": 0.128}
 
 
-def text(because: str | None, *structures: tuple[str | None, ...]) -> str:
+def text(because: str | None, *structures: tuple[Any, ...]) -> str:
     states = [StructureReport(*structure) for structure in structures]
     report = EncoderReport(MODEL, because, states, COUNTERS)
     return "\n".join(diagnosis(report))

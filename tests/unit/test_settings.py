@@ -89,7 +89,8 @@ def test_defaults() -> None:
 def test_each_is_switched_by_its_own_variable(name: str) -> None:
     for text in ("0", "1"):
         found = Settings.resolve(None, {variable(name): text})
-        assert found == replace(Settings(), **{name: text == "1"})
+        switched: dict[str, Any] = {name: text == "1"}
+        assert found == replace(Settings(), **switched)
 
 
 @pytest.mark.parametrize("text", ["yes", "true", "2", "", " 1"])

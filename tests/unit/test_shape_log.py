@@ -92,10 +92,12 @@ def test_threads_lose_no_call(lines: list[str]) -> None:
     clock = Clock()
     log = ShapeLog(10.0, clock)
     log._histogram.tokens = Yielding()
-    threads = [
-        threading.Thread(target=lambda: [log.record(7) for _ in range(500)])
-        for _ in range(8)
-    ]
+
+    def record() -> None:
+        for _ in range(500):
+            log.record(7)
+
+    threads = [threading.Thread(target=record) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -131,7 +131,7 @@ def test_headers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(inductor_threads.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     before = vars(async_compile.AsyncCompile)["use_process_pool"]
     with config.patch(compile_threads=1):
         with inductor_threads.more():

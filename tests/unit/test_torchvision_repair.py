@@ -92,14 +92,14 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     return Tree(tmp_path)
 
 
-def test_healthy_torchvision_is_not_touched(tree: Tree):
+def test_healthy_torchvision_is_not_touched(tree: Tree) -> None:
     tree.torchvision(loads=True)
     before = tree.state()
     assert "left as it is" in repair.repair_torchvision()
     assert tree.state() == before
 
 
-def test_broken_torchvision_is_repaired_once(tree: Tree):
+def test_broken_torchvision_is_repaired_once(tree: Tree) -> None:
     tree.torchvision(loads=False)
     original = tree.extension.read_text()
     assert repair.failure("import torchvision") == repair.SYMPTOM
@@ -113,7 +113,7 @@ def test_broken_torchvision_is_repaired_once(tree: Tree):
     assert tree.state() == repaired
 
 
-def test_repair_steps_aside_once_the_extension_loads(tree: Tree):
+def test_repair_steps_aside_once_the_extension_loads(tree: Tree) -> None:
     tree.torchvision(loads=False)
     repair.repair_torchvision()
     code = "import torchvision, torch; assert not torch.DEFINED, torch.DEFINED"
@@ -130,7 +130,9 @@ def test_repair_steps_aside_once_the_extension_loads(tree: Tree):
     assert repair.failure(guard) is None
 
 
-def test_repair_leaves_files_shared_by_hard_link_alone(tree: Tree, tmp_path: Path):
+def test_repair_leaves_files_shared_by_hard_link_alone(
+    tree: Tree, tmp_path: Path
+) -> None:
     tree.torchvision(loads=False)
     shared = tmp_path / "installer-cache.txt"
     shared.hardlink_to(tree.extension)
@@ -147,7 +149,9 @@ def test_repair_leaves_files_shared_by_hard_link_alone(tree: Tree, tmp_path: Pat
         "raise RuntimeError('operator torchvision::roi_align does not exist')",
     ],
 )
-def test_any_other_failure_is_reported_in_one_line(tree: Tree, capsys, source: str):
+def test_any_other_failure_is_reported_in_one_line(
+    tree: Tree, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
     tree.torchvision(loads=False)
     tree.write("torchvision/__init__.py", source)
     before = tree.state()
@@ -157,7 +161,7 @@ def test_any_other_failure_is_reported_in_one_line(tree: Tree, capsys, source: s
     assert tree.state() == before
 
 
-def test_repair_that_does_not_hold_is_undone(tree: Tree):
+def test_repair_that_does_not_hold_is_undone(tree: Tree) -> None:
     tree.torchvision(loads=False)
     tree.write("torchvision/transforms/v2/functional.py", "raise ImportError('gone')")
     original = tree.extension.read_text()
@@ -168,10 +172,10 @@ def test_repair_that_does_not_hold_is_undone(tree: Tree):
 
 def test_only_a_package_that_cannot_load_is_removed(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     tree.package("mmc_healthy", "")
     tree.package("mmc_broken", "raise OSError('libcudart.so.13: cannot open')")
-    asked = []
+    asked: list[tuple[str, ...]] = []
 
     def no_pip(*args: str) -> subprocess.CompletedProcess[str]:
         if args[0] != "-m":
@@ -192,14 +196,14 @@ def test_only_a_package_that_cannot_load_is_removed(
 
 def test_package_that_pip_cannot_remove_is_reported(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     # A stand-in lies outside the environment, where pip truly declines to remove it.
     tree.package("mmc_broken", "raise OSError('libcudart.so.13: cannot open')")
     with pytest.raises(repair.SetupError, match="cannot remove mmc_broken"):
         repair.remove_if_broken("mmc_broken")
 
 
-def test_the_script_itself_imports_neither_torch_nor_vllm():
+def test_the_script_itself_imports_neither_torch_nor_vllm() -> None:
     code = (
         "import runpy, sys\n"
         f"runpy.run_path({repair.__file__!r})\n"
@@ -208,7 +212,7 @@ def test_the_script_itself_imports_neither_torch_nor_vllm():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_installed_torchvision_imports_and_resizes():
+def test_installed_torchvision_imports_and_resizes() -> None:
     code = repair.RESIZE + (
         "import torch\n"
         "for op in ('nms', 'qnms'):\n"

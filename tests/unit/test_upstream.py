@@ -135,9 +135,9 @@ def check(findings: Path, *arguments: str) -> tuple[int, str]:
         "check.PRELOADED = ('pytest',)\n"
         "sys.exit(check.main())"
     )
+    folders = ROOT / "upstream", findings / "upstream"
     done = subprocess.run(
-        [sys.executable, "-c", code, ROOT / "upstream", findings / "upstream"]
-        + list(arguments),
+        [sys.executable, "-c", code, *map(str, folders), *arguments],
         # A patch within a second and of the same size would find bytecode of before.
         env=os.environ
         | {

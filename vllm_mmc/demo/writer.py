@@ -54,6 +54,40 @@ QWEN_GENERATION = {
 QWEN_TEMPLATE = "<|im_start|>user\n{media}{text}<|im_end|>\n<|im_start|>assistant\n"
 QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
+VOCAB_SIZE = 320  # the bytes, the special tokens, then unused rows
+HIDDEN = 128  # of text models, and of the embeddings that encoders give: heads of 32
+VISION_HIDDEN = 64
+
+
+def text_sizes(**overrides: Any) -> dict[str, Any]:
+    """Returns the sizes of a text model of two layers, by their usual names.
+
+    Args:
+        overrides: further values, or others for these.
+    """
+    return {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+    } | overrides
+
+
+def qwen_vision_sizes(depth: int, **overrides: Any) -> dict[str, Any]:
+    """Returns the sizes of Qwen's vision encoder of so many blocks, the same way."""
+    return {
+        "depth": depth,
+        "hidden_size": VISION_HIDDEN,
+        "num_heads": 4,
+        "intermediate_size": 172,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": HIDDEN,
+    } | overrides
+
 
 def byte_level_tokenizer(recipe: "Recipe", vocab: Ids, **kwargs: Any) -> Any:
     """Returns a tokenizer without merges, of the recipe's `tokenizer_class`.

@@ -18,6 +18,8 @@ from vllm_mmc.demo.writer import (
     QWEN_TOKENS,
     Ids,
     Recipe,
+    qwen_vision_sizes,
+    text_sizes,
 )
 
 # In the order in which Qwen numbers them.
@@ -35,12 +37,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-VOCAB_SIZE = 320  # the tokens, then unused rows, as in the published checkpoints
-
-HIDDEN = 128  # of the text model; also the width of the image embeddings
-VISION_HIDDEN = 64
-PATCHES = {"patch_size": 14, "temporal_patch_size": 2}
-SPATIAL_MERGE = 2
+PATCH_SIZE = 14
 
 # As published with Qwen/Qwen2.5-VL-7B-Instruct.
 CHAT_TEMPLATE = (
@@ -71,35 +68,23 @@ def _config(ids: Ids, depth: int, dtype: torch.dtype) -> Any:
     from transformers import Qwen2_5_VLConfig
 
     return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": HIDDEN,
-            "intermediate_size": 2 * HIDDEN,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 32768,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1_000_000.0,
+        text_config=text_sizes(
+            rms_norm_eps=1e-6,
+            rope_theta=1_000_000.0,
             # Rotary pairs for time, height, width: head size 32, so 16 pairs.
-            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
-            "bos_token_id": ids["<|endoftext|>"],
-            "eos_token_id": ids["<|im_end|>"],
-            "dtype": dtype,
-        },
-        vision_config={
-            "depth": depth,
-            "hidden_size": VISION_HIDDEN,
-            "num_heads": 4,
-            "intermediate_size": 172,
-            "tokens_per_second": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": list(range(1, depth, 2)),
-            "out_hidden_size": HIDDEN,
-            "dtype": dtype,
-            **PATCHES,
-            "spatial_merge_size": SPATIAL_MERGE,
-        },
+            rope_scaling={"type": "mrope", "mrope_section": [4, 6, 6]},
+            bos_token_id=ids["<|endoftext|>"],
+            eos_token_id=ids["<|im_end|>"],
+            dtype=dtype,
+        ),
+        vision_config=qwen_vision_sizes(
+            depth,
+            patch_size=PATCH_SIZE,
+            tokens_per_second=2,
+            window_size=112,
+            fullatt_block_indexes=list(range(1, depth, 2)),
+            dtype=dtype,
+        ),
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
@@ -128,7 +113,7 @@ def _processor(tokenizer: Any, max_pixels: int) -> Any:
     )
 
     sizes = {"min_pixels": 4 * 28 * 28, "max_pixels": max_pixels}
-    patches = {**PATCHES, "merge_size": SPATIAL_MERGE}
+    patches = {"patch_size": PATCH_SIZE, "temporal_patch_size": 2, "merge_size": 2}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**sizes, **patches),
         # Unset, each process warns; False is how the published processor behaves.
