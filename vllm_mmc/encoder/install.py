@@ -19,6 +19,7 @@ from vllm_mmc.attention.mm_encoder_attention import MMEncoderAttention, attentio
 from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import init_region, is_compiled_class
 from vllm_mmc.encoder.survey import Survey
+from vllm_mmc.layers.row_parallel import unranked_for
 from vllm_mmc.layers.upcast import convolution_for, linear_method_for
 from vllm_mmc.settings import Settings
 from vllm_mmc.sizes.buckets import TokenBuckets
@@ -190,7 +191,11 @@ class _Walk:
         elif (ours := self.plan.classes.get(type(module))) is not None:
             new = in_place_of(module, ours)
             init_region(new, self.vllm_config)
-        elif (ours := attention_for(module) or convolution_for(module)) is not None:
+        elif (
+            ours := attention_for(module)
+            or convolution_for(module)
+            or unranked_for(module)
+        ) is not None:
             new = in_place_of(module, ours)
         if new is not module:
             self._note(module, new)
