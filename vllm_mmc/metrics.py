@@ -9,7 +9,9 @@ format of `prometheus_client`'s multiprocess mode. The API server reads the file
 - several API servers: vLLM has set PROMETHEUS_MULTIPROC_DIR for all its processes, and
   each server reports all that lies there. Nothing to add;
 - one API server: the files lie in a private directory, and a collector on vLLM's own
-  registry reads those of its process and of the processes that descend from it.
+  registry reads those of its process, of the processes that descend from it, and of
+  those that Ray has started for one of them on this machine. Ray's processes descend
+  from Ray, and get the environment of the engine: a variable names the engine.
 
 vLLM's entry-point group for metrics, `vllm.stat_logger_plugins`, is not used: a plugin
 in it, even one that does nothing, overrules --disable-log-stats.
@@ -18,6 +20,7 @@ in it, even one that does nothing, overrules --disable-log-stats.
 import functools
 import logging
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PREFIX = "vllm_mmc:encoder_"
+STARTED_BY = "MMC_STARTED_BY"
+"""Environment variable: the process that has started this one. Variables whose names
+start with VLLM_ are refused by vLLM, or are part of its compile cache key."""
 
 HELP = {
     "structures": "Encoder structures met; each has one leader.",
@@ -106,6 +112,8 @@ class EncoderCollector:
 def _expose() -> None:
     from prometheus_client import REGISTRY
 
+    _starter(os.getpid())
+    os.environ[STARTED_BY] = str(os.getpid())
     _remove_files_of_the_dead()
     Finalize(None, _remove_files_of_the_dead, exitpriority=-1)  # children end before
     REGISTRY.register(EncoderCollector())
@@ -116,7 +124,7 @@ def _file_of(pid: int) -> Any:
     """The file of this process, empty. (A forked process has another `pid`.)"""
     shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     directory = Path(shared) if shared else _private_directory()
-    path = directory / f"counter_mmc_{pid}.db"
+    path = directory / f"counter_mmc_{_starter(pid)}_{pid}.db"
     # Under its name only when it can be read: a reader stumbles over an empty file.
     draft = path.with_suffix(".new")
     draft.unlink(missing_ok=True)
@@ -125,6 +133,12 @@ def _file_of(pid: int) -> Any:
     if not shared:  # vLLM removes its own directory
         Finalize(None, functools.partial(path.unlink, missing_ok=True), exitpriority=0)
     return file
+
+
+@functools.cache
+def _starter(pid: int) -> str:
+    """Who has started this process; "0" if nobody said so."""
+    return os.environ.get(STARTED_BY, "0")
 
 
 @functools.cache
@@ -158,20 +172,23 @@ def _is_private(directory: Path) -> bool:
     return mine and not found.st_mode & 0o077
 
 
-def _files() -> Iterator[tuple[int, Path]]:
-    """Every file that processes of this user have published, and their pids."""
+_PIDS = re.compile(r"counter_mmc_(\d+)_(\d+)\.db")
+
+
+def _files() -> Iterator[tuple[int, int, Path]]:
+    """Every file that a process of this user has published, after its pid and that of
+    who has started it."""
     directory = _directory()
     if os.path.lexists(directory) and _is_private(directory):
         for file in directory.glob("counter_mmc_*.db"):
-            pid = file.stem.rpartition("_")[2]
-            if pid.isdecimal():
-                yield int(pid), file
+            if (pids := _PIDS.fullmatch(file.name)) is not None:
+                yield int(pids[2]), int(pids[1]), file
 
 
 def _remove_files_of_the_dead() -> None:
     import psutil
 
-    for pid, file in _files():
+    for pid, _, file in _files():
         if not psutil.pid_exists(pid):
             file.unlink(missing_ok=True)
 
@@ -179,11 +196,12 @@ def _remove_files_of_the_dead() -> None:
 def _files_of_descendants() -> Iterator[Path]:
     import psutil
 
-    if files := dict(_files()):
+    if files := list(_files()):
         descendants = psutil.Process().children(recursive=True)
-        for pid in (os.getpid(), *(process.pid for process in descendants)):
-            if pid in files:
-                yield files[pid]
+        own = {os.getpid(), *(process.pid for process in descendants)}
+        for pid, starter, file in files:
+            if not own.isdisjoint((pid, starter)):
+                yield file
 
 
 def _readable(file: Path) -> bool:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vllm_mmc"
 NAME = re.compile(
-    r"(ATEN|HF|OMP|PROMETHEUS|TOKENIZERS|TORCH[A-Z]*|VLLM|XDG)(_[A-Z0-9]+)+|HOME|TMPDIR"
+    r"(ATEN|HF|MMC|OMP|PROMETHEUS|TOKENIZERS|TORCH[A-Z]*|VLLM|XDG)(_[A-Z0-9]+)+|HOME|TMPDIR"
 )
 # What reads a variable without naming it.
 INDIRECT = {
@@ -35,6 +35,7 @@ TESTS = {
     "HF_HUB_OFFLINE": "tests/e2e/test_demo_command.py::",
     "HOME": f"{WORK}::test_without_vllm_cache_root",
     "LOGNAME": f"{WORK}::test_a_uid_that_no_passwd_file_knows",
+    "MMC_STARTED_BY": "tests/unit/test_metrics.py::test_a_process_that_ray_has_started",
     "OMP_NUM_THREADS": f"{KEY}::test_what_is_not_part_of_the_key",
     "PROMETHEUS_MULTIPROC_DIR": "tests/unit/test_metrics.py::test_several_api_servers",
     "TMPDIR": f"{WORK}::test_where_it_cannot_be",

@@ -28,6 +28,9 @@ for line in sys.stdin:
     print("published", flush=True)
 """
 
+# Nobody's child, as the processes of a cluster of Ray.
+ORPHAN = "import os\nif os.fork():\n    os._exit(0)\n" + WRITER
+
 # An API server whose engine gets no chance to end well.
 SERVER = """
 import os, signal, subprocess, sys
@@ -74,7 +77,9 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     monkeypatch.setattr(prometheus_client, "REGISTRY", CollectorRegistry())
-    for cached in (metrics._file_of, metrics._warn, metrics._expose):
+    monkeypatch.setenv(metrics.STARTED_BY, "0")
+    cached_functions = metrics._file_of, metrics._warn, metrics._expose
+    for cached in (*cached_functions, metrics._starter):
         cached.cache_clear()
     # Another test may have made vLLM print what we log; here it is captured.
     monkeypatch.setattr(logging.getLogger("vllm_mmc"), "parent", logging.root)
@@ -189,6 +194,19 @@ def test_a_forked_process_has_its_own_file(
     assert list(directory.iterdir()) == []
 
 
+def test_a_process_that_ray_has_started(
+    writers: list[Writer], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not descend from the server, and has the environment of the engine."""
+    metrics.expose()
+    orphan = start(writers, ORPHAN, graphs=3)
+    assert orphan.wait() == 0
+    monkeypatch.setenv(metrics.STARTED_BY, "1")
+    start(writers, ORPHAN, graphs=4)  # another server's
+    assert len(list(directory.iterdir())) == 2
+    assert graphs() == 3
+
+
 def test_several_api_servers(
     writers: list[Writer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +229,7 @@ def test_several_api_servers(
 
 
 def test_only_our_own_server(directory: Path) -> None:
-    path = directory / f"counter_mmc_{os.getppid()}.db"
+    path = directory / f"counter_mmc_1_{os.getppid()}.db"
     put(path, "vllm_mmc:encoder_graphs", 9)
     assert graphs() is None
     assert path.exists()  # its process lives
@@ -261,15 +279,15 @@ def test_a_damaged_file_is_left_out(
 ) -> None:
     metrics.publish({"graphs": 2})
     sleeper = start(writers, "input()")
-    (directory / f"counter_mmc_{sleeper.pid}.db").write_bytes(content)
+    (directory / f"counter_mmc_0_{sleeper.pid}.db").write_bytes(content)
     (directory / "counter_mmc_x.db").write_bytes(content)
-    (directory / "counter_mmc_4.db").mkdir()
+    (directory / "counter_mmc_0_4.db").mkdir()
     assert graphs() == 2
 
 
 def test_metrics_of_others_are_left_out(writers: list[Writer], directory: Path) -> None:
     sleeper = start(writers, "input()")
-    put(directory / f"counter_mmc_{sleeper.pid}.db", "vllm:prompt_tokens", 9)
+    put(directory / f"counter_mmc_0_{sleeper.pid}.db", "vllm:prompt_tokens", 9)
     metrics.publish({"graphs": 2})
     assert scrape() == {"vllm_mmc:encoder_graphs_total": 2}
 
@@ -285,7 +303,7 @@ def test_the_directory_is_private(directory: Path) -> None:
 def test_a_directory_that_others_can_write_to_is_not_used(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    put(directory / f"counter_mmc_{os.getpid()}.db", "vllm_mmc:encoder_graphs", 9)
+    put(directory / f"counter_mmc_0_{os.getpid()}.db", "vllm_mmc:encoder_graphs", 9)
     directory.chmod(0o777)
     caplog.set_level(logging.WARNING)
     metrics.publish({"graphs": 2})

@@ -25,7 +25,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import vllm.envs as envs
@@ -53,6 +53,7 @@ class Entry:
         details: Factor whose value is a digest -> what it was made of.
         unportable: Why the factors mean nothing in another process; None if they do.
         wanted: Whether the graph shall be kept.
+        rank: What names the rank of this process.
     """
 
     name: str
@@ -60,6 +61,19 @@ class Entry:
     details: Mapping[str, Mapping[str, str]]
     unportable: str | None
     wanted: bool
+    rank: str = ""
+
+    @property
+    def of_rank(self) -> "Entry":
+        """The entry of this rank, for a graph that read what names the rank."""
+        return replace(self, factors={**self.factors, "rank": self.rank})
+
+    @property
+    def kept(self) -> "Entry":
+        """The one of both that the cache has; the one of all ranks if it has none."""
+        of_rank = self.of_rank
+        there = of_rank.directory.exists() and not self.directory.exists()
+        return of_rank if there else self
 
     @property
     def enabled(self) -> bool:
@@ -84,6 +98,7 @@ def entry_for(
     *,
     unportable: str | None,
     wanted: bool,
+    rank: str = "",
 ) -> Entry:
     """The entry of one graph.
 
@@ -93,6 +108,7 @@ def entry_for(
         details: Factor whose value is a digest -> what it was made of.
         unportable: Why the factors mean nothing in another process; None if they do.
         wanted: Whether the graph shall be kept.
+        rank: What names the rank of this process.
     """
     environment = environment_of(vllm_config)
     return Entry(
@@ -102,6 +118,7 @@ def entry_for(
         {**environment.details, **details},
         unportable or environment.doubt,
         wanted,
+        rank,
     )
 
 
@@ -119,11 +136,15 @@ def digests_of(directory: Path) -> dict[str, str]:
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
-def damage(directory: Path) -> str | None:
+def damage(directory: Path, entry_name: str | None = None) -> str | None:
     """What is wrong with an entry, in one line; None if it is whole.
 
     Its key and the SHA-256 of each of its files are computed again. Nothing is
     unpickled.
+
+    Args:
+        directory: The entry, or a copy.
+        entry_name: The name of the entry, if the copy has another.
 
     Raises:
         OSError: A file is there and cannot be read, which proves nothing.
@@ -142,7 +163,7 @@ def damage(directory: Path) -> str | None:
                 return f"{name} is not what was written"
     except (*_MISSING, ValueError) as error:
         return f"{type(error).__name__}: {error}"
-    if not directory.name.endswith(f"-{key_of(factors)[:16]}"):
+    if not (entry_name or directory.name).endswith(f"-{key_of(factors)[:16]}"):
         return f"{FACTORS} belongs to another entry"
     return None
 

@@ -41,6 +41,7 @@ from vllm_mmc.cache.entry import (
     text_digest,
 )
 from vllm_mmc.cache.key import root
+from vllm_mmc.cache.turn import turn
 from vllm_mmc.cache.work_directory import work_directory
 from vllm_mmc.compat import inductor_headers
 
@@ -59,6 +60,7 @@ class Made:
         value: For the caller, who gets it back.
         saveable: What `aot_compile` returned.
         captured_globals: Global variable that the graph took for granted -> value.
+        of_rank: Whether the graph is for this rank alone.
         unkept: Why the cache does not keep it; None if it does, or if the user has
             switched the cache off.
     """
@@ -66,6 +68,7 @@ class Made:
     value: Any
     saveable: Any
     captured_globals: Mapping[str, str]
+    of_rank: bool = False
     unkept: str | None = None
 
 
@@ -111,6 +114,7 @@ def load_or_make(
     *,
     changed: Changed,
     working_in: Callable[[Path], AbstractContextManager[None]],
+    takes_turns: bool = True,
 ) -> Loaded | Made:
     """The graph of `entry`: from the cache, or what `make` returns, which is kept.
 
@@ -123,6 +127,8 @@ def load_or_make(
         make: Compiles. Takes the seconds that were spent on looking in the cache.
         changed: Checks the captured globals of an entry.
         working_in: Makes the context to load or make in; takes the private directory.
+        takes_turns: Whether to wait for a process that makes the same entry. `make`
+            must then not wait for other processes.
 
     Raises:
         LookupsOnlyExplained: Called inside of `explain_lookups`.
@@ -130,12 +136,21 @@ def load_or_make(
         OSError: There is no directory to work in.
     """
     if _on_lookup is not None:
-        _on_lookup(entry, changed)
+        _on_lookup(entry.kept, changed)
         raise LookupsOnlyExplained
-    with work_directory(entry.directory.name) as work_dir, working_in(work_dir):
+    with (
+        work_directory(entry.directory.name) as work_dir,
+        working_in(work_dir),
+        contextlib.ExitStack() as stack,
+    ):
         start = time.perf_counter()
-        loaded, keeps = _load(entry, work_dir, scope, changed)
+        loaded, keeps = _load(entry.kept, work_dir, scope, changed)
         seconds = time.perf_counter() - start
+        if takes_turns and entry.enabled and loaded is None and not keeps:
+            stack.enter_context(turn(entry.directory))
+            start = time.perf_counter()
+            loaded, keeps = _load(entry.kept, work_dir, scope, changed)
+            seconds += time.perf_counter() - start
         if loaded is not None:
             return Loaded(loaded, captured_globals_of(work_dir), seconds)
         try:
@@ -145,7 +160,8 @@ def load_or_make(
             raise
         if keeps or not entry.wanted or envs.VLLM_DISABLE_COMPILE_CACHE:
             return made
-        unkept = made.unkept or entry.unportable or _save(entry, made, work_dir)
+        target = entry.of_rank if made.of_rank else entry
+        unkept = made.unkept or entry.unportable or _save(target, made, work_dir)
         if unkept is not None:
             logger.warning_once(
                 "%s is compiled but cannot be kept in %s, so every start compiles it: "
@@ -212,7 +228,7 @@ def _open(
 ) -> Callable[..., Any]:
     try:
         shutil.copytree(directory, work_dir, dirs_exist_ok=True)
-        damage = entries.damage(work_dir)
+        damage = entries.damage(work_dir, directory.name)
     except OSError:
         if damage := entries.damage(directory):
             raise _OfNoUse(damage) from None

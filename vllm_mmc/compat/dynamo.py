@@ -11,7 +11,7 @@ Undo: nothing is kept; settings hold inside of `settings()`.
 
 import contextlib
 import importlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import CodeType
 from typing import Any
@@ -61,6 +61,17 @@ def check_of(code: CodeType) -> Check:
     (entry,) = entries(code)
     check: Check = entry.guard_manager.root.check
     return check
+
+
+def traced_functions(compiled: Any) -> Iterator[str]:
+    """The source of each function that was traced for what `aot_compile` returned.
+
+    Nothing, if it cannot be told, or saved.
+    """
+    if hasattr(compiled, "source_info"):
+        for source in compiled.source_info().inlined_sources:
+            lines = source.content.splitlines()
+            yield "\n".join(lines[source.firstlineno - 1 : source.lastlineno - 1])
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from it at run time, so one function serves every module of equal structure.
 import functools
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +36,12 @@ from vllm_mmc.compilation.arguments import (
 from vllm_mmc.compilation.compiler import CompiledFn, Graph, graph_of
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.region import RegionSpec
-from vllm_mmc.compilation.structure import IDENTITY_ATTRS, Structure, structure_of
+from vllm_mmc.compilation.structure import (
+    IDENTITY_ATTRS,
+    RANK_ATTRS,
+    Structure,
+    structure_of,
+)
 from vllm_mmc.compilation.time_limit import time_limit
 from vllm_mmc.settings import Settings
 from vllm_mmc.sizes import buckets
@@ -72,6 +77,8 @@ class SharedGraph:
         self._observes = measures or self.parity_check == "all"
         """Whether a known call is compared with eager, or noted for a measurement."""
         self.shareable = True
+        self.of_rank = False
+        """Whether a graph of it has read the rank of this process."""
         self.eager: str | None = None
         """Why all of it runs eager, if it does."""
         self.failure: str | None = None
@@ -326,6 +333,7 @@ class SharedGraph:
             vllm_config,
             unportable=self._unportable(),
             wanted=self.spec.use_aot_compile,
+            rank=repr((_rank(), self.structure.rank)),
         )
 
     def _unportable(self) -> str | None:
@@ -348,8 +356,13 @@ class SharedGraph:
             counters.artifact_misses += entry.enabled
             graph, saveable = self._compile_timed(module, arguments, vllm_config)
             counters.recompiles += has_others
+            traced = dynamo.traced_functions(saveable)
+            self.of_rank |= any(map(_ASKS_FOR_RANK.search, traced))
             unkept = None if self.shareable else "it reads the name of its module"
-            return store.Made(graph, saveable, self._captured, unkept)
+            return store.Made(graph, saveable, self._captured, self.of_rank, unkept)
+
+        # With this backend, compiling runs the graph, and so waits for other ranks.
+        runs = vllm_config.compilation_config.backend == "eager"
 
         # Guards remember the mode in which they are made or loaded.
         with torch.inference_mode(), set_current_vllm_config(vllm_config):
@@ -362,6 +375,7 @@ class SharedGraph:
                     compiler.encoder_compilation_config,
                     vllm_config.compilation_config,
                 ),
+                takes_turns=self.shareable and not self.of_rank and not runs,
             )
             if isinstance(found, store.Made):
                 if found.unkept is not None:
@@ -421,9 +435,12 @@ class SharedGraph:
     def _note_guards(self, guards: Sequence[Any]) -> None:
         """What the graph takes for granted beside its arguments."""
         self._captured |= captured_globals.values(guards, self._scope)
+        own = RANK_ATTRS if self.structure.rank else frozenset()
+        self.of_rank |= any(
+            _reads(_RANKS if guard.is_global else own, guard) for guard in guards
+        )
         names = {*IDENTITY_ATTRS, *self.spec.identity_attrs}
-        reads = re.compile(rf"\b({'|'.join(sorted(map(re.escape, names)))})\b")
-        if self.shareable and any(reads.search(g.name) for g in guards):
+        if self.shareable and any(_reads(names, guard) for guard in guards):
             self.shareable = False
             logger.warning_once(
                 "%s reads its own prefix or layer name in forward: each instance is "
@@ -508,6 +525,20 @@ def _none() -> None:
     return None
 
 
+_RANKS = RANK_ATTRS | {"rank", "rank_in_group", "local_rank"}
+"""Of a global, for instance one of vLLM's process groups."""
+_ASKS_FOR_RANK = re.compile(r"\b(get_(group_|node_local_)?rank|rank)\(")
+"""Dynamo calls these functions while tracing and leaves no guard."""
+
+
+def _reads(names: Collection[str], guard: Any) -> bool:
+    return not names.isdisjoint(re.findall(r"\w+", guard.name))
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
 def _seconds_of_backend() -> float:
     seconds = symbols.SECONDS.find() or {}
     return sum(seconds.get("create_aot_dispatcher_function", ()))
@@ -528,7 +559,8 @@ def shared_graph(
     # While a graph is compiled, configurations that are part of the key, and globals
     # that the graph captured, may have other values.
     with compiler.LOCK:
-        key = (spec.name, structure.digest, environment_digest(vllm_config))
+        environment = environment_digest(vllm_config)
+        key = (spec.name, structure.digest, structure.rank, environment)
         found = _structures.get(key)
         if found is not None and found.accepts_followers():
             counters.followers += 1

@@ -32,6 +32,10 @@ IDENTITY_ATTRS = frozenset({"prefix", "layer_name"})
 """Attributes that name a module's place in the model. They differ between layers
 that are otherwise equal and are left out; a graph that reads one is never shared
 (see `vllm_mmc.compilation.shared_graph`)."""
+RANK_ATTRS = frozenset({"tp_rank"})
+"""Attributes that name the rank of the process: beside a `tp_size` of 1 there is none.
+They differ between processes that hold parts of the same layer and are kept apart from
+the description; a graph that reads one is shared by the layers of its rank alone."""
 
 # What nn.Module keeps for training and state dicts, and what the decorators keep.
 _BOOKKEEPING = frozenset(
@@ -76,12 +80,14 @@ class Structure:
     Attributes:
         digest: SHA-256 of the description, in hexadecimal.
         description: What was compared.
+        rank: "path=value" of each attribute that names the rank of the process.
         unportable: Attributes that could be compared by identity only, "path (type)";
             with one, the digest means nothing outside this process.
     """
 
     digest: str
     description: Description
+    rank: tuple[str, ...]
     unportable: tuple[str, ...]
 
     @property
@@ -98,11 +104,14 @@ def structure_of(module: nn.Module, ignored: Collection[str] = ()) -> Structure:
             parameters and quantisation state).
         ignored: Further attributes that are left out, as `IDENTITY_ATTRS` are.
     """
-    walker = _Walker(frozenset(ignored) | IDENTITY_ATTRS)
+    walker = _Walker(frozenset(ignored) | IDENTITY_ATTRS, RANK_ATTRS)
     description = walker.module(module)
     digest = hashlib.sha256(repr(description).encode()).hexdigest()
     return Structure(
-        digest, description, tuple(p.lstrip(".") for p in walker.unportable)
+        digest,
+        description,
+        tuple(p.lstrip(".") for p in walker.rank),
+        tuple(p.lstrip(".") for p in walker.unportable),
     )
 
 
@@ -112,10 +121,16 @@ def class_digest(cls: type) -> str:
 
 
 class _Walker:
-    def __init__(self, ignored: frozenset[str] = IDENTITY_ATTRS) -> None:
+    def __init__(
+        self,
+        ignored: frozenset[str] = IDENTITY_ATTRS,
+        rank_attrs: frozenset[str] = frozenset(),
+    ) -> None:
         self.unportable: list[str] = []
+        self.rank: list[str] = []
         self._path: list[str] = []
         self._ignored = ignored
+        self._rank_attrs = rank_attrs
         self._seen: dict[int, int] = {}
         self._alive: list[object] = []  # ids stay unique while we walk
 
@@ -143,6 +158,11 @@ class _Walker:
     def _attributes(
         self, attributes: Mapping[str, Any], skip: frozenset[str] = frozenset()
     ) -> Description:
+        if attributes.get("tp_size") != 1:
+            ranks = {n for n in self._rank_attrs if type(attributes.get(n)) is int}
+            for name in sorted(ranks):
+                self.rank.append(f"{''.join(self._path)}.{name}={attributes[name]!r}")
+            skip |= ranks
         return tuple(
             # Hooks are kept under counters that no two modules share.
             (

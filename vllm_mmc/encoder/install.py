@@ -20,6 +20,7 @@ from vllm_mmc.compilation.compiler import stock_compile_off
 from vllm_mmc.compilation.decorators import init_region, is_compiled_class
 from vllm_mmc.encoder.survey import Survey
 from vllm_mmc.layers.layer_norm import layer_norm_for
+from vllm_mmc.layers.row_parallel import unranked_for
 from vllm_mmc.layers.upcast import convolution_for, linear_method_for
 from vllm_mmc.settings import Settings
 from vllm_mmc.sizes.buckets import TokenBuckets
@@ -224,10 +225,8 @@ class _Walk:
 
 
 def _layer_for(module: nn.Module) -> type[nn.Module] | None:
-    for layer_for in (attention_for, convolution_for, layer_norm_for):
-        if (ours := layer_for(module)) is not None:
-            return ours
-    return None
+    choices = (attention_for, convolution_for, layer_norm_for, unranked_for)
+    return next((ours for choose in choices if (ours := choose(module))), None)
 
 
 def in_place_of(stock: object, cls: type) -> Any:
