@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from vllm_mmc.cli import bench
@@ -149,6 +148,7 @@ def test_vllms_worker_times_its_encoder(monkeypatch: pytest.MonkeyPatch) -> None
     """Of either model runner, by the names that vLLM reads."""
     from types import SimpleNamespace
 
+    import torch
     from vllm.config import ObservabilityConfig
     from vllm.v1.worker.gpu.mm.encoder_runner import EncoderRunner
 
