@@ -273,7 +273,7 @@ def test_the_users_compilation_config_stays(argument: list[str]) -> None:
     [
         ([], "name a model"),
         (["tiny", "--broken"], "`vllm serve` did not start:\nno such model"),
-        (["--bench-args=--fail", "tiny"], "`vllm bench serve` failed"),
+        (["--bench-args=--fail", "tiny"], "`vllm bench serve` failed:\nno such file"),
         (["--bench-args=--refused", "tiny"], "no request was answered"),
         (["tiny", "-cc.mode=3"], "give -cc.mode=3 in --compilation-config '{...}'"),
     ],

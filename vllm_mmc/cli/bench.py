@@ -246,17 +246,12 @@ def driven(
     result = directory / "result.json"
     command = [*VLLM, "bench", "serve", "--base-url", url, *load]
     command += ["--save-result", "--save-detailed", "--result-dir", str(directory)]
-    command += ["--result-filename", result.name]
-    if not sys.stderr.isatty():
-        command.append("--disable-tqdm")
+    command += ["--result-filename", result.name, "--disable-tqdm"]
     done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        env={"VLLM_LOGGING_LEVEL": "ERROR"} | os.environ,
-        text=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode or not result.exists():
-        raise UsageError(f"`vllm bench serve` failed, see above\n{done.stdout[-2000:]}")
+        raise UsageError(f"`vllm bench serve` failed:\n{done.stdout[-3000:]}")
     seen = json.loads(result.read_text())
     result.unlink()
     errors = [e.strip().splitlines()[-1] for e in seen.get("errors", ()) if e.strip()]
