@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -449,7 +450,7 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
         for name, parts in SECONDS.items():
             add(
                 f"encoder {name} seconds, {cache} cache",
-                lambda r, parts=parts: total(r["counters"], parts),
+                partial(total, parts),
                 part,
             )
     add("encoder, median call, ms", lambda r: median(r["encoder_ms"]))
@@ -461,13 +462,18 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
     table.append(["answers as the first off", *cells, *[""] * (len(modes) - 1)])
     for rate in found["rounds"][0]["loads"]:
         for title, key in MEASURES.items():
-            add(f"rate {rate}: {title}", lambda r, k=key, q=rate: r["loads"][q][k])
+            add(f"rate {rate}: {title}", partial(measure, rate, key))
     return table
 
 
-def total(counters: dict[str, float], names: Sequence[str]) -> float | None:
-    known = [counters[name] for name in names if name in counters]
+def total(names: Sequence[str], found: dict[str, Any]) -> float | None:
+    known = [found["counters"][name] for name in names if name in found["counters"]]
     return sum(known) if known else None
+
+
+def measure(rate: str, key: str, found: dict[str, Any]) -> float | None:
+    value: float | None = found["loads"][rate][key]
+    return value
 
 
 def median(values: Sequence[float | None]) -> float | None:
@@ -491,7 +497,7 @@ def plot(found: dict[str, Any], out: Path) -> None:
     modes, rates = modes_of(found), list(found["rounds"][0]["loads"])
     shown = [title for title in MEASURES if title.endswith(", ms")]
     figure = Figure(figsize=(12, 6), layout="constrained")
-    places = figure.subplots(2, len(shown) // 2, squeeze=False).T.flat
+    places: Any = figure.subplots(2, len(shown) // 2, squeeze=False).T.flat
     for axes, title in zip(places, shown, strict=True):
         for i, mode in enumerate(modes):
             heights = [
