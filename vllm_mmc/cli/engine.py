@@ -49,8 +49,10 @@ class EncoderReport:
     unkept: dict[str, str] = field(default_factory=dict)
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="as for `vllm serve`")
+def add_engine_arguments(
+    parser: argparse.ArgumentParser, *, nargs: str | None = None
+) -> None:
+    parser.add_argument("model", nargs=nargs, help="as for `vllm serve`")
     parser.add_argument(
         "engine_args",
         nargs=argparse.REMAINDER,

@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("list", help="print the architectures")
     command.set_defaults(run=run_list)
 
-    from vllm_mmc.cli import cache, demo, doctor, profile, prove
+    from vllm_mmc.cli import bench, cache, demo, doctor, profile, prove
     from vllm_mmc.cli.engine import UsageError
 
-    for module in (demo, prove, doctor, profile, cache):
+    for module in (demo, prove, doctor, bench, profile, cache):
         module.add_parser(commands)
     args = parser.parse_args(argv)
     try:
