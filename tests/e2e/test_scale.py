@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Servers of several processes, real HTTP: each answers as a server of one does."""
+
+import contextlib
+import json
+import re
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmc_testing.engine import Server, vllm_serve
+from tests.e2e.test_serve import ENV, SIZE, Answer, ask, photograph
+
+pytestmark = pytest.mark.slow  # up to six processes for each case
+
+COMPILED = ("--compilation-config", '{"compile_mm_encoder": true}')
+# vLLM wants a NUMA node for each process, or to be told which cores it may have.
+NO_BINDING = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+QUESTIONS: Mapping[str, list[dict[str, Any]]] = {
+    "300x200": [photograph(300, 200)],
+    "84x140": [photograph(84, 140)],
+    "two images": [photograph(112, 224), photograph(280, 196)],
+    "no image": [],
+}
+REGIONS = 3  # patch embed, block, merger
+LAYERS = 4
+PREFIX = "vllm_mmc:encoder_"
+
+
+def metrics(server: Server) -> dict[str, float]:
+    """The counters of the encoders on /metrics."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
+        text = answer.read().decode()
+    found = re.findall(rf"^{PREFIX}(\w+)_total ([\d.e+-]+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+def answers(server: Server) -> dict[str, Answer]:
+    return {name: ask(server, content) for name, content in QUESTIONS.items()}
+
+
+@contextlib.contextmanager
+def serve(checkpoint: Path, cache: Path, *args: str) -> Iterator[Server]:
+    env = ENV | NO_BINDING | {"VLLM_CACHE_ROOT": str(cache)}
+    with vllm_serve(checkpoint, *SIZE, *COMPILED, *args, env=env) as server:
+        yield server
+
+
+@pytest.fixture
+def cache(cache_root: Path, tmp_path: Path) -> Path:
+    """An empty compile cache; what vLLM knows about model classes may be shared."""
+    (cache_root / "modelinfos").mkdir(exist_ok=True)
+    (tmp_path / "modelinfos").symlink_to(cache_root / "modelinfos")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def alone(qwen2_5_vl: Path, cache_root: Path) -> dict[str, Answer]:
+    """What a server with one process for the model answers."""
+    with serve(qwen2_5_vl, cache_root) as server:
+        found = answers(server)
+    assert all((a.status, len(a.tokens)) == (200, 16) for a in found.values())
+    assert len({a.tokens for a in found.values()}) == len(found)
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """What of `vllm serve` asks for two processes that run an encoder.
+
+    Attributes:
+        args: For `vllm serve`.
+        own: How many regions each process compiles for itself.
+    """
+
+    args: tuple[str, ...]
+    own: int = 0
+
+
+TENSOR_PARALLEL = ("--tensor-parallel-size", "2")
+CASES = {
+    "tensor parallel": Case(TENSOR_PARALLEL),
+    # vLLM's attention of Qwen2.5-VL has a `tp_rank` of 1 beside a `tp_size` of 1.
+    "items split": Case((*TENSOR_PARALLEL, "--mm-encoder-tp-mode", "data"), own=1),
+    "data parallel": Case(("--data-parallel-size", "2")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_as_one_process(
+    name: str, qwen2_5_vl: Path, alone: dict[str, Answer], cache: Path
+) -> None:
+    case = CASES[name]
+    with serve(qwen2_5_vl, cache, *case.args) as server:
+        assert answers(server) == alone
+        found = metrics(server)
+        log = server.log.read_text()
+    # Of the other graphs there is one in the cache. One process has compiled it.
+    graphs = REGIONS + case.own
+    assert (found["graphs"], found["artifact_loads"]) == (graphs, REGIONS - case.own)
+    assert (found["structures"], found["followers"]) == (2 * REGIONS, 2 * (LAYERS - 1))
+    assert found["artifact_misses"] == graphs
+    bad = ("recompiles", "unkept", "fallbacks", "rescues", "parity_failures")
+    assert {name: found[name] for name in bad} == dict.fromkeys(bad, 0)
+    assert len(re.findall(r"\[\w+\] compiled in", log)) == graphs
+
+
+def test_an_encoder_beside_a_language_model(
+    qwen2_5_vl: Path, alone: dict[str, Answer], cache: Path
+) -> None:
+    """One server has the encoder alone, the other one gets its embeddings."""
+
+    def transfer(role: str) -> tuple[str, ...]:
+        config = {
+            "ec_connector": "ECExampleConnector",
+            "ec_role": role,
+            "ec_connector_extra_config": {"shared_storage_path": str(cache / "ec")},
+        }
+        return (
+            *("--ec-transfer-config", json.dumps(config)),
+            "--no-enable-prefix-caching",
+        )
+
+    with (
+        serve(qwen2_5_vl, cache, *transfer("ec_producer")) as encoder,
+        serve(qwen2_5_vl, cache, *transfer("ec_consumer")) as language,
+    ):
+        for name, content in QUESTIONS.items():
+            if content:
+                assert ask(encoder, content).status == 200
+            before = metrics(language)
+            assert ask(language, content) == alone[name]
+            assert metrics(language) == before
+        assert len(list((cache / "ec").glob("*/*"))) == 4  # one for each picture
+        assert metrics(encoder)["graphs"] == REGIONS
