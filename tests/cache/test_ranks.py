@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,7 +267,7 @@ def test_who_has_waited_keeps_nobody_waiting(
     def end_of_the_other(_: float) -> None:
         fcntl.flock(busy, fcntl.LOCK_UN)
 
-    monkeypatch.setattr(turns.time, "sleep", end_of_the_other)
+    monkeypatch.setattr(time, "sleep", end_of_the_other)
     with warnings_of(turns) as told, turns.turn(root() / ENTRY):
         fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not told

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn as nn
 from torch._inductor.utils import run_and_get_code
+from vllm.platforms import current_platform
 
-from vllm_mmc.layers import layer_norm
 from vllm_mmc.layers.layer_norm import LayerNorm, layer_norm_for
 
 
@@ -64,6 +64,5 @@ def test_which_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     assert layer_norm_for(nn.LayerNorm(4)) is LayerNorm
     for other in (OfTheirOwn(4), nn.LayerNorm((2, 4)), nn.Linear(2, 2)):
         assert layer_norm_for(other) is None
-    platform = layer_norm.current_platform
-    monkeypatch.setattr(type(platform), "is_cpu", lambda self: False)
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
     assert layer_norm_for(nn.LayerNorm(4)) is None

@@ -52,10 +52,13 @@ def test_the_sum_of_all_ranks_is_stocks(
     layers = [layer(monkeypatch, rank, **options) for rank in range(RANKS)]
     inputs = torch.randn(RANKS, 3, IN // RANKS)
     partial: list[torch.Tensor] = []
-    for module in (linear, row_parallel):  # what a rank hands in
-        monkeypatch.setattr(
-            module, "tensor_model_parallel_all_reduce", lambda x: partial.append(x) or x
-        )
+
+    def hand_in(x: torch.Tensor) -> torch.Tensor:
+        partial.append(x)
+        return x
+
+    for module in (linear, row_parallel):
+        monkeypatch.setattr(module, "tensor_model_parallel_all_reduce", hand_in)
     stock = [one(x) for one, x in zip(layers, inputs, strict=True)]
     expected = sum(partial)
     partial.clear()
