@@ -9,7 +9,8 @@ from it at run time, so one function serves every module of equal structure.
 import functools
 import re
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from typing import Any
 
@@ -531,8 +532,8 @@ _ASKS_FOR_RANK = re.compile(r"\b(get_(group_|node_local_)?rank|rank)\(")
 """Dynamo calls these functions while tracing and leaves no guard."""
 
 
-def _reads(names: Collection[str], guard: Any) -> bool:
-    return not names.isdisjoint(re.findall(r"\w+", guard.name))
+def _reads(names: AbstractSet[str], guard: Any) -> bool:
+    return bool(names & set(re.findall(r"\w+", guard.name)))
 
 
 def _rank() -> int:
