@@ -362,7 +362,7 @@ PICTURES: dict[str, Bad] = {
     ),
     "an empty uuid": Bad([image(data("image/png", GOOD_PICTURE), uuid="")], 200),
     # ---- what a request may set, as the server trusts it. Not here: another patch_size
-    # or merge_size, with which stock's engine ends, and ours.
+    # or merge_size, with which stock's engine ends.
     "an unknown argument": Bad(SEES, 200, more=processor(no_such=1)),
     "min_pixels above max_pixels": Bad(
         SEES, 200, more=processor(min_pixels=99_999, max_pixels=784)
@@ -462,8 +462,8 @@ PICTURES: dict[str, Bad] = {
         [image_embeds(EMBEDS, dtype=torch.float32)], 400, "only integer tensors"
     ),
     # Not here: embeddings of another width, or with one or four dimensions, fewer of
-    # them than the grid says, and a negative grid. With these stock's engine ends, and
-    # ours: vLLM says of --enable-mm-embeds that it is for users whom one trusts.
+    # them than the grid says, and a negative grid. Of these the worker raises an error,
+    # and the engine ends. vLLM says of --enable-mm-embeds that it is for trusted users.
 }
 
 
