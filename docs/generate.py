@@ -74,6 +74,13 @@ Tests that passed, by what they show, as the last recorded run of `make test` an
 - **server**: two real servers, stock and ours, and bad input.
 - **two ranks**: weights, or items, split over two processes.
 
+Bad input (`tests/e2e/test_bad_inputs.py`, by `make test-slow`, with Qwen2.5-VL and
+Qwen2-Audio): over 150 requests that are wrong or odd, to live servers. Each gets the
+status that stock gives, or 400 where stock would keep a NaN. The next good request is
+answered as before, and no process ends. Not sent is what ends the engine: another patch
+size, which `--trust-request-mm-kwargs` allows, and embeddings of a wrong shape or number,
+which `--enable-mm-embeds` allows. vLLM says that both are for clients whom one trusts.
+
 | | {kinds} |
 |---|{dashes}
 {results}

@@ -216,12 +216,14 @@ class Server:
         model: the name of the served model.
         log: path of the server's output.
         start_seconds: from the start of the process until it was healthy.
+        pid: of its first process, which started the others.
     """
 
     url: str
     model: str
     log: Path
     start_seconds: float
+    pid: int
 
     def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
         """Sends JSON and returns the HTTP status and the answer's JSON (or text)."""
@@ -296,7 +298,7 @@ def vllm_serve(
                         f"vllm serve not healthy after {waited:.0f} s:\n{_tail(log)}"
                     )
                 time.sleep(0.2)
-            yield Server(url, model, log, time.monotonic() - started)
+            yield Server(url, model, log, time.monotonic() - started, process.pid)
         finally:
             end_process_group(process)
 
