@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 import torch
 from PIL import Image
 
 from vllm_mmc.demo import media
 
+Samples = npt.NDArray[Any]
 SPOILS = "stock keeps the NaN in its cache of keys and values"
 
 
@@ -87,7 +89,7 @@ def png_that_says(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
 
 
-def sound(samples: np.ndarray, kind: str = "FLOAT") -> bytes:
+def sound(samples: Samples, kind: str = "FLOAT") -> bytes:
     """A WAV file of floats, which can say NaN."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, media.SPEECH_RATE, format="WAV", subtype=kind)
@@ -97,13 +99,13 @@ def sound(samples: np.ndarray, kind: str = "FLOAT") -> bytes:
 def hours(count: int) -> bytes:
     """Of silence, in a file of some 100 kB."""
     buffer = io.BytesIO()
-    samples = np.zeros(count * 3600 * 8000, np.int16)
+    samples: Samples = np.zeros(count * 3600 * 8000, np.int16)
     soundfile.write(buffer, samples, 8000, format="FLAC")
     return buffer.getvalue()
 
 
-def with_value(value: float) -> np.ndarray:
-    samples = media.speech(1.0).astype(np.float64)
+def with_value(value: float) -> Samples:
+    samples: Samples = media.speech(1.0).astype(np.float64)
     samples[100:110] = value
     return samples
 
