@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from PIL import Image
 
 from vllm_mmc.demo import media
 
-Samples = npt.NDArray[Any]
+Samples: TypeAlias = npt.NDArray[Any]
 SPOILS = "stock keeps the NaN in its cache of keys and values"
 
 
