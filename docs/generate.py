@@ -78,8 +78,8 @@ Bad input (`tests/e2e/test_bad_inputs.py`, by `make test-slow`, with Qwen2.5-VL 
 Qwen2-Audio): over 150 requests that are wrong or odd, to live servers. Each gets the
 status that stock gives, or 400 where stock would keep a NaN. The next good request is
 answered as before, and no process ends. Not sent is what ends the engine: another patch
-size, which `--trust-request-mm-kwargs` allows, and embeddings of a wrong shape or number,
-which `--enable-mm-embeds` allows. vLLM says that both are for clients whom one trusts.
+size, which `--trust-request-mm-kwargs` allows, and embeddings of a wrong shape or
+number, which `--enable-mm-embeds` allows. vLLM says that both are for trusted clients.
 
 | | {kinds} |
 |---|{dashes}
