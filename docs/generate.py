@@ -74,6 +74,12 @@ Tests that passed, by what they show, as the last recorded run of `make test` an
 - **server**: two real servers, stock and ours, and bad input.
 - **two ranks**: weights, or items, split over two processes.
 
+| | {kinds} |
+|---|{dashes}
+{results}
+
+## What servers and engines were put through
+
 Bad input (`tests/e2e/test_bad_inputs.py`, by `make test-slow`, with Qwen2.5-VL and
 Qwen2-Audio): over 150 requests that are wrong or odd, to live servers. Each gets the
 status that stock gives, or 400 where stock would keep a NaN. The next good request is
@@ -81,17 +87,13 @@ answered as before, and no process ends. Not sent is what ends the engine: anoth
 size, which `--trust-request-mm-kwargs` allows, and embeddings of a wrong shape or
 number, which `--enable-mm-embeds` allows. vLLM says that both are for trusted clients.
 
-Features of vLLM beside a compiled Qwen2.5-VL (`tests/e2e/test_features.py`, by
+Features of vLLM beside a compiled Qwen2.5-VL (`tests/e2e/test_features.py`, too by
 `make test-slow`): engines answer as stock's do with prefix caching, prompts cut within a
 picture, embeddings in the place of a picture, weights replaced in a running engine, a
-second engine in the process that may see no pictures, and an int8 text model with drafted
-tokens (ngram). With adapters (LoRA) vLLM's CPU backend compiles nothing, so there only
-the answers are compared; in the mode of a GPU an adapter of the text model leaves the
-encoder compiled, and one of the tower makes it eager.
-
-| | {kinds} |
-|---|{dashes}
-{results}
+second engine in the process that may see no pictures, and an int8 text model with
+drafted tokens (ngram). With adapters (LoRA) vLLM's CPU backend compiles nothing, so
+there only the answers are compared; in the mode of a GPU an adapter of the text model
+leaves the encoder compiled, and one of the tower makes it eager.
 """
 
 CONFIGURATION = """\
