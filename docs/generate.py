@@ -88,8 +88,8 @@ size, which `--trust-request-mm-kwargs` allows, and embeddings of a wrong shape 
 number, which `--enable-mm-embeds` allows. vLLM says that both are for trusted clients.
 
 Features of vLLM beside a compiled Qwen2.5-VL (`tests/e2e/test_features.py`, too by
-`make test-slow`): engines answer as stock's do with prefix caching, prompts cut within a
-picture, embeddings in the place of a picture, weights replaced in a running engine, a
+`make test-slow`): engines answer as stock's do with prefix caching, prompts cut within
+a picture, embeddings in the place of a picture, weights replaced in a running engine, a
 second engine in the process that may see no pictures, and an int8 text model with
 drafted tokens (ngram). With adapters (LoRA) vLLM's CPU backend compiles nothing, so
 there only the answers are compared; in the mode of a GPU an adapter of the text model
