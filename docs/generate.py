@@ -227,14 +227,13 @@ which that release is made. No release was run on a GPU.
 Where a release lacks a private name that this package uses, or has it in another form,
 the region, the encoder or the feature steps aside with a reason
 (`vllm_mmc/compat/symbols.py`). vLLM 0.31 has `monitor_torch_compile` without `tag`: its
-log lines of a compilation do not name the region.
+log lines of a compilation do not name the region. With it, the audio encoder of
+Phi-4-multimodal runs eager: its block keeps attention weights.
 
 ## What was run
 
 Tests by directory, as `pytest --record-versions docs/test-versions.json` counted them;
-"files" says how many of the directory's files were run. The failure in `tests/e2e` with
-0.33 is a segmentation fault of a compiled engine (LLaVA with SigLIP) near its end. It
-is not explained. The same engine, started once more, answered as stock's did.
+"files" says how many of the directory's files were run.
 
 {results}
 """

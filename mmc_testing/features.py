@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from vllm_mmc.demo import media
-from vllm_mmc.demo.checkpoints.qwen2_5_vl import HIDDEN, RECIPE, VISION_HIDDEN
+from vllm_mmc.demo.checkpoints.qwen2_5_vl import RECIPE
 from vllm_mmc.demo.engine import ENGINE_ENVIRONMENT, default_engine_args
+from vllm_mmc.demo.writer import HIDDEN, VISION_HIDDEN
 
 GRID = (1, 12, 16)  # of patches, so 48 embeddings
 QUESTION = "Who is this?"

@@ -11,6 +11,7 @@ a quantised model's encoder (`tests/models/test_qwen2_5_vl.py`,
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vllm.config import CompilationMode
@@ -176,7 +177,7 @@ def test_adapters(
     ids=["text model", "tower"],
 )
 def test_adapters_where_vllm_compiles(
-    qwen2_5_vl: Path, adapters: dict[str, object], why: str | None
+    qwen2_5_vl: Path, adapters: dict[str, Any], why: str | None
 ) -> None:
     """In the mode of a GPU: the encoder is eager for adapters of its own only."""
     mode = CompilationMode.VLLM_COMPILE

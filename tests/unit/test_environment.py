@@ -54,6 +54,7 @@ TESTS = {
     "VLLM_MMC_*": "tests/unit/test_settings.py::",
     "VLLM_NO_USAGE_STATS": "tests/e2e/test_demo_command.py::",
     "VLLM_PLUGINS": "tests/unit/test_plugin_off.py::test_off",
+    "VLLM_SERVER_DEV_MODE": "tests/unit/test_bench.py::test_each_load_finds",
     "VLLM_USE_V2_MODEL_RUNNER": "tests/unit/test_prove.py::test_the_whole_of_it",
     "XDG_CACHE_HOME": f"{WORK}::test_without_vllm_cache_root",
 }
