@@ -29,8 +29,8 @@ APART = (
 )
 
 # A new family has its row in the catalogue, its recipe, and the file of its model if
-# the row names no mixin. Places beside these: the numbers may only go down, but for tests
-# of whole servers, which name the few families that they serve.
+# the row names no mixin. Places beside these: the numbers may only go down, but for
+# tests of whole servers, which name the few families that they serve.
 BESIDE = {
     "qwen2_5_vl": 10,
     "llama4": 5,
