@@ -5,7 +5,6 @@
 import contextlib
 import json
 import re
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from mmc_testing.engine import Server, vllm_serve
 from tests.e2e.test_serve import ENV, SIZE, Answer, ask, photograph
+from vllm_mmc.cli.bench import counters
 
 pytestmark = pytest.mark.slow  # up to six processes for each case
 
@@ -29,15 +29,6 @@ QUESTIONS: Mapping[str, list[dict[str, Any]]] = {
 }
 REGIONS = 3  # patch embed, block, merger
 LAYERS = 4
-PREFIX = "vllm_mmc:encoder_"
-
-
-def metrics(server: Server) -> dict[str, float]:
-    """The counters of the encoders on /metrics."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
-        text = answer.read().decode()
-    found = re.findall(rf"^{PREFIX}(\w+)_total ([\d.e+-]+)$", text, re.MULTILINE)
-    return {name: float(value) for name, value in found}
 
 
 def answers(server: Server) -> dict[str, Answer]:
@@ -98,7 +89,7 @@ def test_answers_as_one_process(
     case = CASES[name]
     with serve(qwen2_5_vl, cache, *case.args) as server:
         assert answers(server) == alone
-        found = metrics(server)
+        found = counters(server.url)
         log = server.log.read_text()
     # Of the other graphs there is one in the cache. One process has compiled it.
     graphs = REGIONS + case.own
@@ -133,8 +124,8 @@ def test_an_encoder_beside_a_language_model(
         for name, content in QUESTIONS.items():
             if content:
                 assert ask(encoder, content).status == 200
-            before = metrics(language)
+            before = counters(language.url)
             assert ask(language, content) == alone[name]
-            assert metrics(language) == before
+            assert counters(language.url) == before
         assert len(list((cache / "ec").glob("*/*"))) == 4  # one for each picture
-        assert metrics(encoder)["graphs"] == REGIONS
+        assert counters(encoder.url)["graphs"] == REGIONS

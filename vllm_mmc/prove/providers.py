@@ -5,7 +5,7 @@
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +76,12 @@ def config_for(case: Case, checkpoint: Path, dtype: str, **compilation: Any) -> 
 
     from vllm_mmc.demo.engine import default_engine_args
 
-    # Towers get normalised pixels. vLLM 0.26 knows no others.
-    known = {field.name for field in fields(EngineArgs)}
-    normalised = {"mm_device_do_normalize": False}
     engine_args = default_engine_args(
-        checkpoint,
-        dtype=dtype,
-        compilation_config=compilation,
-        **{name: value for name, value in normalised.items() if name in known},
-        **case.engine_args,
+        checkpoint, dtype=dtype, compilation_config=compilation, **case.engine_args
     )
+    # Towers get normalised pixels. vLLM 0.26 knows no others.
+    if hasattr(EngineArgs, "mm_device_do_normalize"):
+        engine_args["mm_device_do_normalize"] = False
     return EngineArgs(**engine_args).create_engine_config()
 
 
