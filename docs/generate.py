@@ -44,8 +44,8 @@ another vLLM the package steps aside with one WARNING.
 
 ## What is supported
 
-- Devices: CPU (compile mode 2) and, through the same code, CUDA (mode 3). No GPU was
-  at hand.
+- Devices: CPU (compile mode 2) and, through the same code, CUDA (mode 3). Four families
+  have run [on an H200](prove.md#what-it-found-on-an-h200), the others on no GPU.
 - Images, video and speech, one item or many; tensor and data parallel; quantised and
   unquantised weights; encoder CUDA graphs, of
   [audio too](design.md#cuda-graphs-of-audio-encoders). Tower LoRA and offloaded towers
@@ -218,7 +218,7 @@ that vLLM all the same. `pip install 'vllm-mmc[cuda]'` brings a vLLM of this ran
 **vLLM 0.33 has no wheel for CPU.** The tests run its Python over the CPU operators of
 0.32 (`tools/overlay_vllm.py`), with torch 2.13. They show that this package fits the
 Python of 0.33. They do not show that it fits the operators of 0.33, nor torch 2.14, for
-which that release is made. No release was run on a GPU.
+which that release is made. On a GPU, 0.32.0 alone has run.
 
 ## What differs
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 from vllm.model_executor.models import whisper
+from vllm.v1.worker.encoder_cudagraph import EncoderCudaGraphManager
 
 from vllm_mmc.cli import demo, prove
 from vllm_mmc.cli.main import main
 from vllm_mmc.demo import SHIPPED, offered
-from vllm_mmc.demo.probe import Findings
+from vllm_mmc.demo.probe import Findings, recorded_calls
 from vllm_mmc.prove import encoders
 from vllm_mmc.prove.cases import CASES
 from vllm_mmc.prove.floor import floor_of
@@ -142,3 +143,27 @@ def test_what_this_vllm_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> No
     vision, *speech = (CASES[arch].why_not() for arch in arches)
     assert vision is None
     assert all("take no packed tokens" in str(reason) for reason in speech)
+
+
+def test_calls_in_cuda_graphs_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `cudagraph_mm_encoder` the runner calls the manager, not the model."""
+
+    class Model:
+        def embed_multimodal(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [x, 2 * x]
+
+    def execute(self: Any, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        # What fits no graph goes to the model.
+        return model.embed_multimodal(**kwargs) if len(kwargs["x"]) > 2 else [-x]
+
+    model, x = Model(), torch.ones(2, 4)
+    monkeypatch.setattr(EncoderCudaGraphManager, "execute", execute)
+    calls = recorded_calls(model)
+    model.embed_multimodal(x=x)
+    manager = object.__new__(EncoderCudaGraphManager)
+    manager.execute({"x": x})
+    manager.execute({"x": torch.ones(3, 4)})
+    assert [len(output) for _, output in calls] == [4, 2, 6]
+    for repeat, output in list(calls):
+        torch.testing.assert_close(torch.cat(repeat()), output)
+    assert len(calls) == 3, "a repeated call is recorded"

@@ -141,7 +141,11 @@ def run(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def differences(cases: Sequence[DemoRun], found: Sequence["Findings"]) -> list[str]:
+def differences(
+    cases: Sequence[DemoRun],
+    found: Sequence["Findings"],
+    tolerance: float = TOLERANCE,
+) -> list[str]:
     """Returns, in words, all that is not as it must be; the first case is the truth."""
     truth = found[0]
     problems = []
@@ -153,7 +157,7 @@ def differences(cases: Sequence[DemoRun], found: Sequence["Findings"]) -> list[s
         for i, (ours, theirs) in enumerate(zip(seen.tokens, truth.tokens, strict=True)):
             if ours != theirs:
                 problems.append(f"{case.name}: prompt {i + 1}: {ours}, eager {theirs}")
-        if not largest_difference(seen, truth) <= TOLERANCE:
+        if not largest_difference(seen, truth) <= tolerance:
             problems.append(
                 f"{case.name}: embeddings differ by {largest_difference(seen, truth):g}"
             )

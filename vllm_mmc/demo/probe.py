@@ -12,8 +12,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from vllm_mmc.demo.engine import (
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 MAX_TOKENS = 16
 
@@ -141,20 +143,12 @@ def _answer(probe: Probe) -> Findings:
     llm = LLM(**default_engine_args(probe.checkpoint, **args))
     start_seconds = time.monotonic() - started
 
-    calls: list[tuple[dict[str, Any], torch.Tensor]] = []
     tokens = []
     # The engine lives in this process, so this is the model that answers.
     (model,) = llm.apply_model(lambda model: model)
     if type(model).__module__.startswith("vllm."):
         family.mend_model(model)
-    embed = model.embed_multimodal
-
-    def recorded(**kwargs: Any) -> Any:
-        items = embed(**kwargs)
-        calls.append((kwargs, torch.cat(list(items))))
-        return items
-
-    model.embed_multimodal = recorded
+    calls = recorded_calls(model)
     for items in probe.prompts:
         request = family.request(items)
         if args.get("runner") == "pooling":
@@ -173,12 +167,12 @@ def _answer(probe: Probe) -> Findings:
         (answer,) = llm.generate([request], sampling, use_tqdm=False)
         tokens.append(list(answer.outputs[0].token_ids))
 
-    largest, _ = max(calls, key=lambda call: call[1].shape[0])
+    repeat, _ = max(calls, key=lambda call: call[1].shape[0])
     with torch.inference_mode():
         times = []
         for _ in range(3 + probe.timed_runs):
             begun = time.perf_counter()
-            embed(**largest)
+            repeat()
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
             times.append(1000 * (time.perf_counter() - begun))
@@ -196,6 +190,42 @@ def _answer(probe: Probe) -> Findings:
         artifact_loads=ours.counters.artifact_loads if ours else 0,
         encoder_ms=statistics.median(times[3:]),
     )
+
+
+def recorded_calls(model: Any) -> "list[tuple[Callable[[], Any], torch.Tensor]]":
+    """Records the calls of a model's encoder from now on.
+
+    vLLM's model runners call `embed_multimodal` or, for an encoder in CUDA graphs,
+    their graph manager.
+
+    Returns:
+        A list that grows with each call: what repeats the call, and the embeddings
+        [tokens, hidden size] of its items.
+    """
+    import torch
+    from vllm.v1.worker.encoder_cudagraph import EncoderCudaGraphManager
+
+    calls: list[tuple[Callable[[], Any], torch.Tensor]] = []
+    inside = False
+
+    def recorded(call: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            if inside:  # the manager calls an encoder whose input fits no graph
+                return call(*args, **kwargs)
+            inside = True
+            try:
+                items = call(*args, **kwargs)
+            finally:
+                inside = False
+            calls.append((partial(call, *args, **kwargs), torch.cat(list(items))))
+            return items
+
+        return record
+
+    model.embed_multimodal = recorded(model.embed_multimodal)
+    EncoderCudaGraphManager.execute = recorded(EncoderCudaGraphManager.execute)
+    return calls
 
 
 def _main(directory: Path) -> None:

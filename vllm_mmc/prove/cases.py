@@ -32,6 +32,8 @@ class Case(ABC):
         forward_sizes: inputs, for encoder_forward.py.
         prove_sizes: inputs, for `vllm-mmc prove` on a GPU; none is left out.
         prove_depth: blocks, for the same: it ends in minutes.
+        reads_lengths: the host reads the items' lengths from the device, once, before
+            the encoder's layers.
         stock_compiles: vLLM compiles this encoder too, so there is a "stock compiled".
         stock_is_native: it has vLLM's layers, not Hugging Face's: their parameters
             have other names, and the floor does not know them.
@@ -50,6 +52,7 @@ class Case(ABC):
     forward_sizes: ClassVar[tuple[int, ...]]
     prove_sizes: ClassVar[tuple[int, ...]] = ()
     prove_depth: ClassVar[int] = 8
+    reads_lengths: ClassVar[bool] = False
     stock_compiles: ClassVar[bool] = True
     stock_is_native: ClassVar[bool] = True
     engine_args: ClassVar[dict[str, Any]] = {}
@@ -373,6 +376,7 @@ class Qwen2Audio(HuggingFaceAudio):
     unit = "clips (see MIXES)"
     forward_sizes = (1, 8, 103)
     prove_sizes = (1, 30)
+    reads_lengths = True
     engine_args: ClassVar = {
         "limit_mm_per_prompt": {"audio": 1},
         "max_num_batched_tokens": 8192,
@@ -433,6 +437,11 @@ class Qwen2Audio(HuggingFaceAudio):
         }
         process = Qwen2AudioForConditionalGeneration._process_audio_input
         return torch.cat(process(model, given))
+
+    def graph_call(self, tower: Any, *args: Any) -> Callable[[], Any]:
+        features, mask = args
+        buffers = tower.graph_buffers(features, mask.sum(-1))
+        return lambda: tower.forward_graph(buffers)
 
 
 class Qwen2_5Omni(HuggingFaceAudio):

@@ -110,8 +110,10 @@ def measure(plan: Plan, directory: Path) -> dict[str, Any]:
             times = _interleaved(plan, calls)
             for row in found:
                 side, call = calls[row["provider"]]
-                row["waits"] = _waits(side, call) if side is ours else None
                 row["kernels"] = _kernels(side, call)
+                row["waits"] = None
+                if side is ours:
+                    row["waits"] = _waits(side, _past_lengths(case, side, inputs, call))
             if replay is not None:
                 found.append(_checked_replay(ours, replay, truths[size], found[-1]))
             for row in found:
@@ -156,6 +158,16 @@ def _interleaved(
                 times[name].append(taken)
     gc.enable()
     return times
+
+
+def _past_lengths(
+    case: Case, ours: "Provider", inputs: tuple[Any, ...], call: Callable[[], Any]
+) -> Callable[[], Any]:
+    """The call, or what follows the lengths if the host reads these from the device."""
+    if not case.reads_lengths:
+        return call
+    with ours.active():
+        return case.graph_call(ours.tower, *inputs) or call
 
 
 def _waits(side: "Provider", call: Callable[[], Any]) -> str | None:
@@ -210,7 +222,8 @@ def _replay(
         with torch.cuda.graph(graph):
             output = call()
 
-    def replay() -> Any:
+    def replay(kept: Callable[[], Any] = call) -> Any:
+        # The graph reads the tensors that `call` has made, and does not keep them.
         graph.replay()
         return output
 

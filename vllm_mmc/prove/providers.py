@@ -54,6 +54,7 @@ def single_process(config: Any) -> Iterator[None]:
     """Makes this process vLLM's only worker, for its life."""
     from vllm.config import set_current_vllm_config
     from vllm.distributed import (
+        cleanup_dist_env_and_memory,
         ensure_model_parallel_initialized,
         init_distributed_environment,
     )
@@ -68,7 +69,10 @@ def single_process(config: Any) -> Iterator[None]:
             backend=current_platform.dist_backend,
         )
         ensure_model_parallel_initialized(1, 1)
-        yield
+        try:
+            yield
+        finally:
+            cleanup_dist_env_and_memory()
 
 
 def config_for(case: Case, checkpoint: Path, dtype: str, **compilation: Any) -> Any:
