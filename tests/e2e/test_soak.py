@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
+"""Thousands of requests to one server: none fails, nothing is compiled, memory stays.
+
+`SOAK_REQUESTS` says how many; each is another one, and 16 are on the way at a time.
+"""
+
+import base64
+import io
+import os
+import random
+import re
+import statistics
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import psutil
+import pytest
+
+from mmc_testing.checkpoints import FAMILIES
+from mmc_testing.engine import Server, vllm_serve
+from vllm_mmc.demo import media
+
+pytestmark = pytest.mark.slow
+
+REQUESTS = int(os.environ.get("SOAK_REQUESTS", 2000))
+AT_A_TIME = 16
+ROUNDS = 20
+"""Memory is read, and the probe is asked, after each of them."""
+MEAN_ITEM = 260 * 260 * 3
+"""Bytes of the pixels of a mean picture; a mean clip of speech is larger."""
+MAY_GROW = 16 << 20
+"""Bytes that a process may grow by from the third quarter to the last. Allocators need
+some MiB until they settle; a leak of each request's item is more (the first test)."""
+
+
+def encode(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def jpeg(picture: Any) -> str:
+    file = io.BytesIO()
+    picture.save(file, "JPEG")
+    return encode(file.getvalue())
+
+
+# ---------------------------------------------------------------- requests
+
+
+def image(chance: random.Random) -> dict[str, Any]:
+    size = chance.randint(20, 500), chance.randint(20, 500)
+    url = f"data:image/jpeg;base64,{jpeg(media.photograph_at(*size))}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def video(chance: random.Random) -> dict[str, Any]:
+    from PIL import Image
+
+    size = chance.randint(56, 150), chance.randint(56, 150)
+    frames = media.video(chance.randint(1, 6), *size)
+    url = ",".join(jpeg(Image.fromarray(frame)) for frame in frames)
+    return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{url}"}}
+
+
+def speech(chance: random.Random) -> dict[str, Any]:
+    wav = media.wav(media.speech(round(chance.uniform(0.2, 29.0), 3)))
+    audio = {"data": encode(wav), "format": "wav"}
+    return {"type": "input_audio", "input_audio": audio}
+
+
+Part = Callable[[random.Random], dict[str, Any]]
+Kinds = dict[tuple[Part, ...], int]
+"""What a request shows -> of ten requests so many."""
+KINDS: dict[str, Kinds] = {
+    "qwen2_5_vl": {
+        (image,): 5,
+        (image, image): 2,
+        (video,): 1,
+        (image, video): 1,
+        (): 1,
+    },
+    "qwen2_audio": {(speech,): 7, (speech, speech): 2, (): 1},
+}
+
+
+def asked(kinds: Kinds, seed: int, model: str) -> dict[str, Any]:
+    """A body that no other seed has."""
+    chance = random.Random(seed)
+    (parts,) = chance.choices([*kinds], [*kinds.values()])
+    words = {
+        "type": "text",
+        "text": f"{seed}: " + "Who is this? " * chance.randint(1, 9),
+    }
+    content = [*(part(chance) for part in parts), words]
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": chance.randint(1, 8),
+        "temperature": 0,
+    }
+
+
+# ---------------------------------------------------------------- one server
+
+# Half the tokens of `default_engine_args`: vLLM profiles with the largest video.
+ENGINE_ARGS: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"max_model_len": 1024, "max_num_batched_tokens": 1024},
+    "qwen2_audio": dict(FAMILIES["qwen2_audio"].engine_args),
+}
+
+
+@dataclass(frozen=True)
+class Round:
+    """What was seen after one of the rounds.
+
+    Attributes:
+        memory: Resident bytes of each process, by its id.
+        recompiles: So far.
+        probe: The answer to the request that is always the same.
+    """
+
+    memory: dict[int, int]
+    recompiles: float
+    probe: str
+
+
+@dataclass(frozen=True)
+class Soak:
+    """What was seen of one server.
+
+    Attributes:
+        before: After the first few requests.
+        rounds: In turn.
+        failed: What was not answered with status 200.
+        answers: How many answers there were, and how many different ones.
+    """
+
+    before: Round
+    rounds: list[Round]
+    failed: list[Any]
+    answers: tuple[int, int]
+
+
+def recompiles(server: Server) -> float:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=120) as page:
+        text = page.read().decode()
+    (value,) = re.findall(
+        r"^vllm_mmc:encoder_recompiles_total (\S+)$", text, re.MULTILINE
+    )
+    return float(value)
+
+
+def memory(server: Server) -> dict[int, int]:
+    first = psutil.Process(server.pid)
+    return {
+        p.pid: p.memory_info().rss for p in (first, *first.children(recursive=True))
+    }
+
+
+def chat(server: Server, kinds: Kinds, seed: int) -> tuple[int, Any]:
+    status, found = server.post(
+        "/v1/chat/completions", asked(kinds, seed, server.model)
+    )
+    return status, found["choices"][0]["message"]["content"] if status == 200 else found
+
+
+def seen(server: Server, kinds: Kinds) -> Round:
+    status, probe = chat(server, {next(iter(kinds)): 1}, -1)
+    assert status == 200, probe
+    return Round(memory(server), recompiles(server), probe)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def soak(request: pytest.FixtureRequest) -> Soak:
+    family, kinds = request.param, KINDS[request.param]
+    # Its pages become resident as they are written: all of them in the first half.
+    room = {"max_num_seqs": AT_A_TIME, "kv_cache_memory_bytes": 64 << 20}
+    with (
+        vllm_serve(
+            request.getfixturevalue(family),
+            *("--compilation-config", '{"compile_mm_encoder": true}'),
+            # A cache that may grow to 4 GiB would hide a leak.
+            *("--mm-processor-cache-gb", "0"),
+            engine_args=ENGINE_ARGS[family] | room,
+        ) as server,
+        ThreadPoolExecutor(AT_A_TIME) as clients,
+    ):
+        before, rounds, answers = seen(server, kinds), [], []
+        for seeds in (range(REQUESTS)[i::ROUNDS] for i in range(ROUNDS)):
+            answers += clients.map(partial(chat, server, kinds), seeds)
+            rounds.append(seen(server, kinds))
+    failed = [said for status, said in answers if status != 200]
+    return Soak(before, rounds, failed, (len(answers), len({str(a) for a in answers})))
+
+
+def test_a_leak_would_be_seen() -> None:
+    """Between the middles of the two quarters there are so many requests."""
+    assert MEAN_ITEM * REQUESTS / 4 > MAY_GROW
+
+
+def test_none_fails(soak: Soak) -> None:
+    count, different = soak.answers
+    assert count == REQUESTS and not soak.failed
+    assert different > REQUESTS / 4  # of one to eight tokens
+
+
+def test_nothing_is_compiled(soak: Soak) -> None:
+    assert {seen.recompiles for seen in (soak.before, *soak.rounds)} == {0}
+
+
+def test_the_probe_is_answered_as_before(soak: Soak) -> None:
+    assert {seen.probe for seen in soak.rounds} == {soak.before.probe}
+
+
+def test_memory_stays(soak: Soak) -> None:
+    """Medians of the third and of the last quarter, process by process."""
+    quarter = ROUNDS // 4
+    third, last = soak.rounds[2 * quarter : 3 * quarter], soak.rounds[3 * quarter :]
+    processes = {frozenset(seen.memory) for seen in soak.rounds}
+    assert len(processes) == 1  # none ended, none came
+    for process in processes.pop():
+        a, b = (
+            statistics.median(seen.memory[process] for seen in rounds)
+            for rounds in (third, last)
+        )
+        print(f"process {process}: {a / 2**20:.1f} MiB, then {b / 2**20:.1f} MiB")
+        assert b - a <= MAY_GROW
