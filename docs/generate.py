@@ -94,6 +94,14 @@ second engine in the process that may see no pictures, and an int8 text model wi
 drafted tokens (ngram). With adapters (LoRA) vLLM's CPU backend compiles nothing, so
 there only the answers are compared; in the mode of a GPU an adapter of the text model
 leaves the encoder compiled, and one of the tower makes it eager.
+
+Several processes (`tests/e2e/test_scale.py`, too by `make test-slow`): a tensor-parallel
+server, one that splits the items (`--mm-encoder-tp-mode data`), a data-parallel one, and
+an instance for the encoder alone beside one for language answer as one process does. On
+CPU such servers want a NUMA node for each process, or
+`VLLM_CPU_OMP_THREADS_BIND=nobind`. vLLM's Ray executors refuse a CPU: "current platform
+cpu does not support ray." So of Ray only the counters are tested, in processes with the
+environment that its executor gives them.
 """
 
 CONFIGURATION = """\

@@ -4,12 +4,7 @@
 
 import contextlib
 import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from vllm_mmc.demo.engine import (
-    ENGINE_ENVIRONMENT,
-    default_engine_args,
-    end_process_group,
-)
+from vllm_mmc.demo.engine import ENGINE_ENVIRONMENT, default_engine_args, serving
 
 if TYPE_CHECKING:
     from torch import nn
@@ -264,55 +255,14 @@ def vllm_serve(
         RuntimeError: with the end of the server's log, if it exits or is not healthy in
             time.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     options = default_engine_args(checkpoint, **(engine_args or {}))
     model = options.pop("model")
-    command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model),
-        *("--host", "127.0.0.1", "--port", str(port)),
-        *_command_line(options),
-        *args,
-    ]
+    arguments = [model, *_command_line(options), *args]
+    environment = {**ENGINE_ENVIRONMENT, **(env or {})}
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "server.log"
-        started = time.monotonic()
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **ENGINE_ENVIRONMENT, **(env or {})},
-                start_new_session=True,
-            )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            while not _healthy(url):
-                waited = time.monotonic() - started
-                if (code := process.poll()) is not None:
-                    raise RuntimeError(f"vllm serve exited with {code}:\n{_tail(log)}")
-                if waited > deadline_s:
-                    raise RuntimeError(
-                        f"vllm serve not healthy after {waited:.0f} s:\n{_tail(log)}"
-                    )
-                time.sleep(0.2)
-            yield Server(url, model, log, time.monotonic() - started, process.pid)
-        finally:
-            end_process_group(process)
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def _tail(log: Path, lines: int = 60) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+        with serving(arguments, log, environment, deadline_s) as (url, seconds, pid):
+            yield Server(url, model, log, seconds, pid)
 
 
 def _command_line(engine_args: Mapping[str, Any]) -> list[str]:

@@ -9,9 +9,7 @@ import base64
 import io
 import os
 import random
-import re
 import statistics
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import pytest
 
 from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import Server, vllm_serve
+from vllm_mmc.cli.bench import counters
 from vllm_mmc.demo import media
 
 pytestmark = pytest.mark.slow
@@ -145,15 +144,6 @@ class Soak:
     answers: tuple[int, int]
 
 
-def recompiles(server: Server) -> float:
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=120) as page:
-        text = page.read().decode()
-    (value,) = re.findall(
-        r"^vllm_mmc:encoder_recompiles_total (\S+)$", text, re.MULTILINE
-    )
-    return float(value)
-
-
 def memory(server: Server) -> dict[int, int]:
     first = psutil.Process(server.pid)
     return {
@@ -171,7 +161,7 @@ def chat(server: Server, kinds: Kinds, seed: int) -> tuple[int, Any]:
 def seen(server: Server, kinds: Kinds) -> Round:
     status, probe = chat(server, {next(iter(kinds)): 1}, -1)
     assert status == 200, probe
-    return Round(memory(server), recompiles(server), probe)
+    return Round(memory(server), counters(server.url)["recompiles"], probe)
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -15,6 +15,7 @@ from PIL import Image
 from vllm_mmc.cli import bench
 from vllm_mmc.cli.engine import UsageError
 from vllm_mmc.cli.main import main
+from vllm_mmc.demo import engine
 
 STAND_IN = """
 import json, os, sys
@@ -73,7 +74,8 @@ else:
 def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr(bench, "VLLM", (sys.executable, str(script)))
+    for module in (bench, engine):
+        monkeypatch.setattr(module, "VLLM", (sys.executable, str(script)))
     monkeypatch.setenv("SAID", str(tmp_path / "said"))
     return tmp_path / "said"
 
@@ -272,7 +274,7 @@ def test_the_users_compilation_config_stays(argument: list[str]) -> None:
     ("argv", "says"),
     [
         ([], "name a model"),
-        (["tiny", "--broken"], "`vllm serve` did not start:\nno such model"),
+        (["tiny", "--broken"], "`vllm serve` exited with 1 after 0 s:\nno such model"),
         (["--bench-args=--fail", "tiny"], "`vllm bench serve` failed:\nno such file"),
         (["--bench-args=--refused", "tiny"], "no request was answered"),
         (["tiny", "-cc.mode=3"], "give -cc.mode=3 in --compilation-config '{...}'"),

@@ -9,15 +9,12 @@ process with a compile cache of its own, and `vllm bench serve` sends the reques
 import argparse
 import contextlib
 import json
-import os
 import re
 import shlex
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_mmc.cli.engine import UsageError, add_engine_arguments
+from vllm_mmc.demo.engine import VLLM, serving
 
-VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
 DEADLINE_S = 3600
 MODES = {
     "off": {"compile_mm_encoder": False},
@@ -361,40 +358,13 @@ def served(
     arguments: Sequence[str], directory: Path, env: dict[str, str]
 ) -> Iterator[tuple[str, float]]:
     """Runs `vllm serve` on a free port; yields its URL and the seconds it took."""
-    from vllm_mmc.demo.engine import end_process_group
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url, log = f"http://127.0.0.1:{port}", directory / "server.log"
-    address = ["--host", "127.0.0.1", "--port", str(port)]
-    start = time.monotonic()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*VLLM, "serve", *arguments, *address],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | env,
-            start_new_session=True,
-        )
-    try:
-        while not healthy(url):
-            if process.poll() is not None or time.monotonic() - start > DEADLINE_S:
-                tail = log.read_text(errors="replace")[-3000:]
-                raise UsageError(f"`vllm serve` did not start:\n{tail}")
-            time.sleep(0.2)
-        yield url, time.monotonic() - start
-    finally:
-        end_process_group(process)
-
-
-def healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+    with contextlib.ExitStack() as stack:
+        server = serving(arguments, directory / "server.log", env, DEADLINE_S)
+        try:
+            url, seconds, _ = stack.enter_context(server)
+        except RuntimeError as error:
+            raise UsageError(str(error)) from None
+        yield url, seconds
 
 
 def post(url: str, body: Any = None) -> bytes:

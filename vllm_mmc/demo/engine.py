@@ -5,9 +5,17 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
+"""The command `vllm`, of this environment."""
 
 MIB = 1 << 20
 
@@ -63,3 +71,68 @@ def end_process_group(
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+class Serving(NamedTuple):
+    """A server that runs.
+
+    Attributes:
+        url: for instance "http://127.0.0.1:12345".
+        seconds: from the start of the process until it was healthy.
+        pid: of its first process, which started the others.
+    """
+
+    url: str
+    seconds: float
+    pid: int
+
+
+@contextlib.contextmanager
+def serving(
+    arguments: Sequence[str], log: Path, env: Mapping[str, str], deadline_s: float
+) -> Iterator[Serving]:
+    """Runs `vllm serve` on a free loopback port, and ends it on leaving.
+
+    Args:
+        arguments: of the command, the model first.
+        log: file for the server's output.
+        env: added to this process's environment.
+        deadline_s: seconds until the server must be healthy.
+
+    Raises:
+        RuntimeError: with the end of the log, if the server exits or is not healthy in
+            time.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    started = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*VLLM, "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | dict(env),
+            start_new_session=True,
+        )
+    try:
+        while not _healthy(url):
+            code, waited = process.poll(), time.monotonic() - started
+            if code is not None or waited > deadline_s:
+                said = f"exited with {code}" if code is not None else "is not healthy"
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-60:])
+                raise RuntimeError(f"`vllm serve` {said} after {waited:.0f} s:\n{tail}")
+            time.sleep(0.2)
+        yield Serving(url, time.monotonic() - started, process.pid)
+    finally:
+        end_process_group(process)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
