@@ -208,17 +208,22 @@ def recorded_calls(model: Any) -> "list[tuple[Callable[[], Any], torch.Tensor]]"
     calls: list[tuple[Callable[[], Any], torch.Tensor]] = []
     inside = False
 
+    def unrecorded(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        outside, inside = inside, True
+        try:
+            return call(*args, **kwargs)
+        finally:
+            inside = outside
+
     def recorded(call: Callable[..., Any]) -> Callable[..., Any]:
         def record(*args: Any, **kwargs: Any) -> Any:
-            nonlocal inside
-            if inside:  # the manager calls an encoder whose input fits no graph
-                return call(*args, **kwargs)
-            inside = True
-            try:
-                items = call(*args, **kwargs)
-            finally:
-                inside = False
-            calls.append((partial(call, *args, **kwargs), torch.cat(list(items))))
+            # The manager calls the model with what fits no graph: one call, not two.
+            again = partial(unrecorded, call, *args, **kwargs)
+            if inside:
+                return again()
+            items = again()
+            calls.append((again, torch.cat(list(items))))
             return items
 
         return record
