@@ -95,13 +95,13 @@ drafted tokens (ngram). With adapters (LoRA) vLLM's CPU backend compiles nothing
 there only the answers are compared; in the mode of a GPU an adapter of the text model
 leaves the encoder compiled, and one of the tower makes it eager.
 
-Several processes (`tests/e2e/test_scale.py`, too by `make test-slow`): answers are those
-of one process from a tensor-parallel server, one that splits the items
-(`--mm-encoder-tp-mode data`), a data-parallel one, and an instance for the encoder alone
-beside one for language. On CPU such servers want a NUMA node for each process, or
-`VLLM_CPU_OMP_THREADS_BIND=nobind`. vLLM's Ray executors refuse a CPU: "current platform
-cpu does not support ray." So of Ray only the counters are tested, in processes with the
-environment that its executor gives them.
+Several processes (`tests/e2e/test_scale.py`, too by `make test-slow`): answers are
+those of one process from a tensor-parallel server, one that splits the items
+(`--mm-encoder-tp-mode data`), a data-parallel one, and an instance for the encoder
+alone beside one for language. On CPU such servers want a NUMA node for each process,
+or `VLLM_CPU_OMP_THREADS_BIND=nobind`. vLLM's Ray executors refuse a CPU: "current
+platform cpu does not support ray." So of Ray only the counters are tested, in
+processes with the environment that its executor gives them.
 """
 
 CONFIGURATION = """\
