@@ -121,9 +121,11 @@ def serving(
         while not _healthy(url):
             code, waited = process.poll(), time.monotonic() - started
             if code is not None or waited > deadline_s:
-                said = f"exited with {code}" if code is not None else "is not healthy"
+                said = f"exited with {code}"
+                if code is None:
+                    said = f"is not healthy after {waited:.0f} s"
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-60:])
-                raise RuntimeError(f"`vllm serve` {said} after {waited:.0f} s:\n{tail}")
+                raise RuntimeError(f"`vllm serve` {said}:\n{tail}")
             time.sleep(0.2)
         yield Serving(url, time.monotonic() - started, process.pid)
     finally:
