@@ -17,6 +17,7 @@ import soundfile
 import torch
 from PIL import Image
 
+from tests.e2e.content import data, encode, file_of, image, wav
 from vllm_mmc.demo import media
 
 Samples: TypeAlias = npt.NDArray[Any]
@@ -45,20 +46,6 @@ class Bad:
 
 
 # ---------------------------------------------------------------- files
-
-
-def encode(content: bytes) -> str:
-    return base64.b64encode(content).decode()
-
-
-def data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{encode(content)}"
-
-
-def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def picture(width: int, height: int, kind: str = "PNG") -> bytes:
@@ -131,10 +118,6 @@ def tensor(x: Any) -> str:
 
 
 # ---------------------------------------------------------------- parts of a message
-
-
-def image(url: Any, **more: Any) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}, **more}
 
 
 def image_file(content: bytes, kind: str = "image/png") -> dict[str, Any]:
@@ -467,11 +450,6 @@ PICTURES: dict[str, Bad] = {
     # them than the grid says, and a negative grid. Of these the worker raises an error,
     # and the engine ends. vLLM says of --enable-mm-embeds that it is for trusted users.
 }
-
-
-def wav(content: Any, kind: Any = "wav") -> dict[str, Any]:
-    """A part with any data."""
-    return {"type": "input_audio", "input_audio": {"data": content, "format": kind}}
 
 
 BROKEN = "Invalid or corrupted audio data|Invalid or unsupported audio file"

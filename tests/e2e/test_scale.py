@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from mmc_testing.engine import Server, vllm_serve
-from tests.e2e.test_serve import ENV, SIZE, Answer, ask, photograph
+from tests.e2e.content import photograph
+from tests.e2e.test_serve import ENV, SIZE, Answer, ask
 from vllm_mmc.cli.bench import counters
 
 pytestmark = pytest.mark.slow  # up to six processes for each case

@@ -5,8 +5,6 @@
 The stock server runs first, alone; what it answered is what ours is held to.
 """
 
-import base64
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +13,11 @@ from typing import Any
 
 import openai
 import pytest
-from PIL import Image
 
 from mmc_testing.checkpoints import FAMILIES as CHECKPOINTS
 from mmc_testing.engine import Server, vllm_serve
 from mmc_testing.release import is_before
+from tests.e2e.content import data, file_of, image, photograph, video
 from vllm_mmc import __version__
 from vllm_mmc.demo import media
 
@@ -28,34 +26,6 @@ SIZE = ("--max-model-len", "1024", "--max-num-batched-tokens", "1024")
 ENV = {"VLLM_LOGGING_LEVEL": "INFO"}
 
 # ---------------------------------------------------------------- questions
-
-
-def data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def image(url: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def photograph(width: int, height: int) -> dict[str, Any]:
-    return image(data("image/png", png(media.photograph_at(width, height))))
-
-
-def video(frames: int, width: int, height: int) -> dict[str, Any]:
-    pictures = []
-    for frame in media.video(frames, width, height):
-        file = io.BytesIO()
-        Image.fromarray(frame).save(file, "JPEG")
-        pictures.append(base64.b64encode(file.getvalue()).decode())
-    url = f"data:video/jpeg;base64,{','.join(pictures)}"
-    return {"type": "video_url", "video_url": {"url": url}}
 
 
 IMAGES = {
@@ -73,7 +43,7 @@ VIDEOS = (
         "image and video": [photograph(100, 100), video(3, 84, 112)],
     }
 )
-PNG = png(media.photograph_at(224, 224))
+PNG = file_of(media.photograph_at(224, 224), "PNG")
 BAD = {
     "no image format": [image(data("image/png", b"Who is this? Nobody."))],
     "truncated": [image(data("image/png", PNG[: len(PNG) // 2]))],

@@ -5,8 +5,6 @@
 `SOAK_REQUESTS` says how many; each is another one, and 16 are on the way at a time.
 """
 
-import base64
-import io
 import os
 import random
 import statistics
@@ -22,6 +20,7 @@ import pytest
 
 from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import Server, vllm_serve
+from tests.e2e.content import encode, photograph, video, wav
 from vllm_mmc.cli.bench import counters
 from vllm_mmc.demo import media
 
@@ -40,38 +39,21 @@ of oneDNN and of the allocator, and those of the text model are stock's, too. A 
 each request's item is more (the first test)."""
 
 
-def encode(content: bytes) -> str:
-    return base64.b64encode(content).decode()
-
-
-def jpeg(picture: Any) -> str:
-    file = io.BytesIO()
-    picture.save(file, "JPEG")
-    return encode(file.getvalue())
-
-
 # ---------------------------------------------------------------- requests
 
 
-def image(chance: random.Random) -> dict[str, Any]:
-    size = chance.randint(20, 500), chance.randint(20, 500)
-    url = f"data:image/jpeg;base64,{jpeg(media.photograph_at(*size))}"
-    return {"type": "image_url", "image_url": {"url": url}}
+def a_picture(chance: random.Random) -> dict[str, Any]:
+    return photograph(chance.randint(20, 500), chance.randint(20, 500), "JPEG")
 
 
-def video(chance: random.Random) -> dict[str, Any]:
-    from PIL import Image
-
+def a_video(chance: random.Random) -> dict[str, Any]:
     size = chance.randint(56, 150), chance.randint(56, 150)
-    frames = media.video(chance.randint(1, 6), *size)
-    url = ",".join(jpeg(Image.fromarray(frame)) for frame in frames)
-    return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{url}"}}
+    return video(chance.randint(1, 6), *size)
 
 
 def speech(chance: random.Random) -> dict[str, Any]:
-    wav = media.wav(media.speech(round(chance.uniform(0.2, 29.0), 3)))
-    audio = {"data": encode(wav), "format": "wav"}
-    return {"type": "input_audio", "input_audio": audio}
+    samples = media.speech(round(chance.uniform(0.2, 29.0), 3))
+    return wav(encode(media.wav(samples)))
 
 
 Part = Callable[[random.Random], dict[str, Any]]
@@ -79,10 +61,10 @@ Kinds = dict[tuple[Part, ...], int]
 """What a request shows -> of ten requests so many."""
 KINDS: dict[str, Kinds] = {
     "qwen2_5_vl": {
-        (image,): 5,
-        (image, image): 2,
-        (video,): 1,
-        (image, video): 1,
+        (a_picture,): 5,
+        (a_picture, a_picture): 2,
+        (a_video,): 1,
+        (a_picture, a_video): 1,
         (): 1,
     },
     "qwen2_audio": {(speech,): 7, (speech, speech): 2, (): 1},
