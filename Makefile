@@ -78,7 +78,7 @@ record: $(READY) ## all tests, hours of them, and what passed into docs/
 upstream: $(READY) $(OTHER) ## each finding for vLLM, before and after its patch
 	$(BIN)/python upstream/check.py
 
-coverage: $(READY) ## which lines of the package the unit and compile tests run
+coverage: $(READY) ## lines that the unit and compile tests run, with a floor
 	$(BIN)/pytest tests/unit tests/compile --cov
 
 lint: $(READY) ## style, C++ format, types, import rules, spelling
