@@ -52,6 +52,11 @@ NAMES = [
 ]
 
 
+def compiled() -> int:
+    """Graphs so far; the cache has those of another tower with equal layers."""
+    return counters.graphs + counters.artifact_loads
+
+
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_surveyed_and_compiled_it_equals_eager(
@@ -77,7 +82,7 @@ def test_surveyed_and_compiled_it_equals_eager(
     assert instances == tower.blocks
 
     attach_regions(module, found, vllm_config)
-    graphs = counters.graphs
+    graphs = compiled()
     with mock.patch.dict(shared_graph._structures, clear=True):
         for call, outputs in zip(calls, expected, strict=True):
             for ours, eager in zip(run(module, call, dtype), outputs, strict=True):
@@ -85,9 +90,9 @@ def test_surveyed_and_compiled_it_equals_eager(
         reasons = [s.failure or s.eager for s in shared_graph.structures()]
         structures = [s.structure for s in shared_graph.structures()]
     assert [s.unportable for s in structures if not s.portable] == []
-    assert counters.graphs - graphs <= tower.graphs
+    assert compiled() - graphs <= tower.graphs
     if tower.graphs:
-        assert counters.graphs > graphs, reasons
+        assert compiled() > graphs, reasons
     elif tower.blocks:
         assert all(reasons)
     with counters.expect(graphs=0, rescues=0, fallbacks=0):
