@@ -101,8 +101,9 @@ Soak (`tests/e2e/test_soak.py`, by `make test-slow`; here with `SOAK_REQUESTS=10
 0.2 to 29 s, two clips, text alone): none failed, nothing was compiled anew, and a
 request that came again and again was answered alike. Memory of the engine, median of
 the third quarter and of the last: Qwen2.5-VL 1934 and 1942 MiB, stock 1885 and 1976;
-Qwen2-Audio 2770 and 2913 MiB, of which stock's part was not measured ([why it
-grows](start-cost.md#memory-on-a-cpu)).
+Qwen2-Audio 2505 and 2649 MiB, stock 2106 and 2309. What grows there is a cache of
+oneDNN: with its bound at 16 products, Qwen2-Audio had 1262 and 1271 MiB ([how to set
+it](start-cost.md#memory-on-a-cpu)).
 
 Several processes (`tests/e2e/test_scale.py`, too by `make test-slow`): answers are
 those of one process from a tensor-parallel server, one that splits the items
