@@ -41,6 +41,9 @@ BACKENDS = [
 # order than vLLM's: up to 5.9e-6 (Step3-VL). In bfloat16 Inductor keeps float32 between
 # operations that it fuses, where eager rounds after each one.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 16 * 2**-8}
+# Rounding to bfloat16 is relative to the values that are added: where they reach 10
+# (Step3-VL), vLLM's eager is up to 0.134 away from float32, and ours up to 0.140.
+LARGE = {torch.float32: float("inf"), torch.bfloat16: 4.0}
 
 
 # Ten seconds and more each: windows of pictures of any height and width, and many kinds
@@ -86,7 +89,9 @@ def test_surveyed_and_compiled_it_equals_eager(
     with mock.patch.dict(shared_graph._structures, clear=True):
         for call, outputs in zip(calls, expected, strict=True):
             for ours, eager in zip(run(module, call, dtype), outputs, strict=True):
-                torch.testing.assert_close(ours, eager, rtol=tolerance, atol=tolerance)
+                largest = float(eager.abs().max()) if eager.numel() else 0.0
+                atol = tolerance * max(1.0, largest / LARGE[dtype])
+                torch.testing.assert_close(ours, eager, rtol=tolerance, atol=atol)
         reasons = [s.failure or s.eager for s in shared_graph.structures()]
         structures = [s.structure for s in shared_graph.structures()]
     assert [s.unportable for s in structures if not s.portable] == []
