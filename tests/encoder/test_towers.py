@@ -41,9 +41,11 @@ BACKENDS = [
 # order than vLLM's: up to 5.9e-6 (Step3-VL). In bfloat16 Inductor keeps float32 between
 # operations that it fuses, where eager rounds after each one.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 16 * 2**-8}
-# Rounding to bfloat16 is relative to the values that are added: where they reach 10
-# (Step3-VL), vLLM's eager is up to 0.134 away from float32, and ours up to 0.140.
-LARGE = {torch.float32: float("inf"), torch.bfloat16: 4.0}
+LARGE = 4.0
+"""Above it the tolerance grows with the outputs, as rounding does with the values that
+are added. In bfloat16, where outputs reach 11 (Step3-VL), vLLM's eager is up to 0.134
+away from float32, and ours up to 0.140. In float32, where they reach 74 (vision of
+Gemma 4), vLLM's eager is up to 5.3e-5 away from float64, and ours up to 6.9e-5."""
 
 
 # Ten seconds and more each: windows of pictures of any height and width, and many kinds
@@ -55,9 +57,11 @@ NAMES = [
 ]
 
 
-def compiled() -> int:
-    """Graphs so far; the cache has those of another tower with equal layers."""
-    return counters.graphs + counters.artifact_loads
+FLOAT32_ALONE = {
+    "kimi_k25": "mixed dtype",
+    "isaac": "not implemented for 'BFloat16'",
+}
+"""Tower that vLLM's eager cannot run in bfloat16 on a CPU -> PyTorch's message."""
 
 
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
@@ -73,6 +77,10 @@ def test_surveyed_and_compiled_it_equals_eager(
     tower, tolerance = TOWERS[name], TOLERANCE[dtype]
     calls = [*tower.survey, *tower.further]
     module = tower.build(vllm_config, dtype)
+    if dtype == torch.bfloat16 and name in FLOAT32_ALONE:
+        with pytest.raises(RuntimeError, match=FLOAT32_ALONE[name]):
+            run(module, calls[0], dtype)
+        return
     expected = [run(module, call, dtype) for call in calls]
     module = install(module, EncoderPlan(classes=encoder_rewrites(name)), vllm_config)
 
@@ -85,19 +93,21 @@ def test_surveyed_and_compiled_it_equals_eager(
     assert instances == tower.blocks
 
     attach_regions(module, found, vllm_config)
-    graphs = compiled()
+    graphs, loads = counters.graphs, counters.artifact_loads
     with mock.patch.dict(shared_graph._structures, clear=True):
         for call, outputs in zip(calls, expected, strict=True):
             for ours, eager in zip(run(module, call, dtype), outputs, strict=True):
                 largest = float(eager.abs().max()) if eager.numel() else 0.0
-                atol = tolerance * max(1.0, largest / LARGE[dtype])
+                atol = tolerance * max(1.0, largest / LARGE)
                 torch.testing.assert_close(ours, eager, rtol=tolerance, atol=atol)
         reasons = [s.failure or s.eager for s in shared_graph.structures()]
         structures = [s.structure for s in shared_graph.structures()]
     assert [s.unportable for s in structures if not s.portable] == []
-    assert compiled() - graphs <= tower.graphs
+    made, loaded = counters.graphs - graphs, counters.artifact_loads - loads
+    assert made <= tower.graphs
     if tower.graphs:
-        assert compiled() > graphs, reasons
+        # The cache may have those of another tower with equal layers.
+        assert made + loaded > 0, reasons
     elif tower.blocks:
         assert all(reasons)
     with counters.expect(graphs=0, rescues=0, fallbacks=0):
