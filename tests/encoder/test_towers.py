@@ -41,11 +41,12 @@ BACKENDS = [
 # order than vLLM's: up to 5.9e-6 (Step3-VL). In bfloat16 Inductor keeps float32 between
 # operations that it fuses, where eager rounds after each one.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 16 * 2**-8}
-LARGE = 4.0
+LARGE = 2.0
 """Above it the tolerance grows with the outputs, as rounding does with the values that
-are added. In bfloat16, where outputs reach 11 (Step3-VL), vLLM's eager is up to 0.134
-away from float32, and ours up to 0.140. In float32, where they reach 74 (vision of
-Gemma 4), vLLM's eager is up to 5.3e-5 away from float64, and ours up to 6.9e-5."""
+are added. Away from float32 are, in bfloat16 and where outputs reach 11 (Step3-VL),
+vLLM's eager by up to 0.134 and ours by 0.140; where they reach 5 (vision of Gemma 3n)
+by 0.10 and 0.08. Away from float64 are, in float32 and where outputs reach 74 (vision
+of Gemma 4), vLLM's eager by up to 5.3e-5 and ours by 6.9e-5."""
 
 
 # Ten seconds and more each: windows of pictures of any height and width, and many kinds
@@ -58,10 +59,10 @@ NAMES = [
 
 
 FLOAT32_ALONE = {
-    "kimi_k25": "mixed dtype",
-    "isaac": "not implemented for 'BFloat16'",
+    "kimi_k25": "mixed dtype (CPU): expect parameter to have scalar type of Float",
+    "isaac": "compute_index_ranges_weights not implemented for 'BFloat16'",
 }
-"""Tower that vLLM's eager cannot run in bfloat16 on a CPU -> PyTorch's message."""
+"""Tower that vLLM's eager cannot run in bfloat16 -> PyTorch's message."""
 
 
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
@@ -74,13 +75,12 @@ def test_surveyed_and_compiled_it_equals_eager(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(vllm_config.compilation_config, "backend", backend)
+    monkeypatch.setattr(vllm_config.model_config, "dtype", dtype)
+    if dtype == torch.bfloat16 and name in FLOAT32_ALONE:
+        pytest.skip(f"vLLM's eager raises on a CPU: {FLOAT32_ALONE[name]}")
     tower, tolerance = TOWERS[name], TOLERANCE[dtype]
     calls = [*tower.survey, *tower.further]
     module = tower.build(vllm_config, dtype)
-    if dtype == torch.bfloat16 and name in FLOAT32_ALONE:
-        with pytest.raises(RuntimeError, match=FLOAT32_ALONE[name]):
-            run(module, calls[0], dtype)
-        return
     expected = [run(module, call, dtype) for call in calls]
     module = install(module, EncoderPlan(classes=encoder_rewrites(name)), vllm_config)
 
@@ -97,7 +97,7 @@ def test_surveyed_and_compiled_it_equals_eager(
     with mock.patch.dict(shared_graph._structures, clear=True):
         for call, outputs in zip(calls, expected, strict=True):
             for ours, eager in zip(run(module, call, dtype), outputs, strict=True):
-                largest = float(eager.abs().max()) if eager.numel() else 0.0
+                largest = float(eager.float().abs().max()) if eager.numel() else 0.0
                 atol = tolerance * max(1.0, largest / LARGE)
                 torch.testing.assert_close(ours, eager, rtol=tolerance, atol=atol)
         reasons = [s.failure or s.eager for s in shared_graph.structures()]
