@@ -32,6 +32,7 @@ from vllm_mmc.compilation import shared_graph
 from vllm_mmc.compilation.counters import counters
 from vllm_mmc.compilation.decorators import support_torch_compile
 from vllm_mmc.compilation.structure import structure_of
+from vllm_mmc.encoder.install import EncoderPlan, install
 
 HIDDEN = 8
 GROUP = types.SimpleNamespace(rank_in_group=0, world_size=2)
@@ -141,6 +142,18 @@ def test_a_graph_that_reads_its_rank_is_not_shared(cls: type[OfRank]) -> None:
         with counters.expect(graphs=0, artifact_loads=1, artifact_misses=0):
             start(cls, rank)
     assert len({factors["rank"] for factors in kept(cls)}) == 2
+
+
+@pytest.mark.parametrize(("size", "rank"), [(1, 0), (2, 1)])
+def test_a_module_that_ranks_do_not_share_has_no_rank(
+    size: int, rank: int, vllm_config: VllmConfig
+) -> None:
+    """The attention of some encoders, with whole items on each rank."""
+    encoder = nn.Sequential(OfRank(1, size), OfRank(1, size))
+    install(encoder, EncoderPlan(), vllm_config)
+    assert [module.tp_rank for module in encoder] == [rank, rank]
+    other = nn.Sequential(OfRank(0, size), OfRank(0, size))
+    assert structure_of(encoder).digest == structure_of(other).digest
 
 
 def test_a_rank_of_one_is_no_rank() -> None:

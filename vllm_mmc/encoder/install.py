@@ -207,6 +207,10 @@ class _Walk:
         if (method := linear_method_for(new)) is not None:
             self._note(new.quant_method, method)
             new.quant_method = method
+        if getattr(new, "tp_size", None) == 1 and vars(new).get("tp_rank"):
+            # A module that ranks do not share has no rank, as vLLM has it in InternViT.
+            # With `--mm-encoder-tp-mode data`, other encoders of vLLM name it anyway.
+            new.tp_rank = 0
         return new
 
     def _built(
