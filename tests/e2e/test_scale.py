@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,45 +60,30 @@ def alone(qwen2_5_vl: Path, cache_root: Path) -> dict[str, Answer]:
     return found
 
 
-@dataclass(frozen=True)
-class Case:
-    """What of `vllm serve` asks for two processes that run an encoder.
-
-    Attributes:
-        args: For `vllm serve`.
-        own: How many regions each process compiles for itself.
-    """
-
-    args: tuple[str, ...]
-    own: int = 0
-
-
 TENSOR_PARALLEL = ("--tensor-parallel-size", "2")
 CASES = {
-    "tensor parallel": Case(TENSOR_PARALLEL),
-    # vLLM's attention of Qwen2.5-VL has a `tp_rank` of 1 beside a `tp_size` of 1.
-    "items split": Case((*TENSOR_PARALLEL, "--mm-encoder-tp-mode", "data"), own=1),
-    "data parallel": Case(("--data-parallel-size", "2")),
+    "tensor parallel": TENSOR_PARALLEL,
+    "items split": (*TENSOR_PARALLEL, "--mm-encoder-tp-mode", "data"),
+    "data parallel": ("--data-parallel-size", "2"),
 }
+"""What asks `vllm serve` for two processes that run an encoder."""
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_answers_as_one_process(
     name: str, qwen2_5_vl: Path, alone: dict[str, Answer], cache: Path
 ) -> None:
-    case = CASES[name]
-    with serve(qwen2_5_vl, cache, *case.args) as server:
+    with serve(qwen2_5_vl, cache, *CASES[name]) as server:
         assert answers(server) == alone
         found = counters(server.url)
         log = server.log.read_text()
-    # Of the other graphs there is one in the cache. One process has compiled it.
-    graphs = REGIONS + case.own
-    assert (found["graphs"], found["artifact_loads"]) == (graphs, REGIONS - case.own)
+    # One process has compiled each graph, and the other one loads it.
+    assert (found["graphs"], found["artifact_loads"]) == (REGIONS, REGIONS)
     assert (found["structures"], found["followers"]) == (2 * REGIONS, 2 * (LAYERS - 1))
-    assert found["artifact_misses"] == graphs
+    assert found["artifact_misses"] == REGIONS
     bad = ("recompiles", "unkept", "fallbacks", "rescues", "parity_failures")
     assert {name: found[name] for name in bad} == dict.fromkeys(bad, 0)
-    assert len(re.findall(r"\[\w+\] compiled in", log)) == graphs
+    assert len(re.findall(r"\[\w+\] compiled in", log)) == REGIONS
 
 
 def test_an_encoder_beside_a_language_model(
