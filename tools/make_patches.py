@@ -42,6 +42,8 @@ class File:
         adds: Definitions of ours. One of the same name in the file is replaced.
         into: Class of the file -> classes of ours, whose methods it gets.
         leaves_out: "Class.method" of ours that the file does not get.
+        writes: "Class.method" of the file -> what takes its place: where this package
+            has a method for all models.
         removes: Definitions of the file that nothing uses afterwards.
         edits: Further changes, when all of the above is done.
         docstring: Of a new file.
@@ -51,6 +53,7 @@ class File:
     adds: tuple[str, ...] = ()
     into: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     leaves_out: tuple[str, ...] = ()
+    writes: Mapping[str, str] = field(default_factory=dict)
     removes: tuple[str, ...] = ()
     edits: Edits = ()
     docstring: str = ""
@@ -93,10 +96,33 @@ BUILD = """\
                 prefix=maybe_prefix(prefix, "audio_tower"),
             )
 """
-ALWAYS = """ or not isinstance(
-            encoder, {}
-        )"""
-SUPER = "return super()._process_audio_input(audio_input)"
+QWEN2_AUDIO = """\
+    def _process_audio_input(
+        self, audio_input: Qwen2AudioInputs
+    ) -> tuple[torch.Tensor, ...]:
+        if audio_input["type"] == "audio_embeds":
+            return tuple(audio_input["audio_embeds"])
+        encoder = self.audio_tower
+        # The host waits for the device here only.
+        frames = host_lengths(audio_input["feature_attention_mask"].sum(-1))
+        x = encoder(audio_input["input_features"], frames)
+        return self.multi_modal_projector(x).split(encoder.embeddings(frames))
+
+"""
+FLAMINGO = """\
+    def _process_audio_input(
+        self, audio_input: AudioFlamingo3Inputs
+    ) -> tuple[torch.Tensor, ...]:
+        if audio_input.type == "audio_embeds":
+            return tuple(audio_input.audio_embeds)
+        features, mask, windows = self._normalize_audio_feature_inputs(audio_input)
+        encoder = self.audio_tower
+        frames = host_lengths(mask.sum(-1))  # the host waits for the device here only
+        lengths = sum_items(encoder.embeddings(frames), np.asarray(windows, np.int64))
+        x = self.multi_modal_projector(encoder(features, frames))
+        return x.split(lengths.tolist())
+
+"""
 
 FAMILIES = {
     "whisper": Family(
@@ -105,6 +131,10 @@ FAMILIES = {
                 "models.whisper",
                 into=compiled("WhisperEncoderLayer")
                 | {"WhisperEncoder": ("WhisperEncoderBase", "CompiledWhisperEncoder")},
+                leaves_out=(
+                    "WhisperEncoder.graph_buffers",
+                    "WhisperEncoder.forward_graph",
+                ),
             )
         }
     ),
@@ -140,6 +170,7 @@ FAMILIES = {
                     "sum_items",
                     "cu_seqlens",
                     "on_device",
+                    "side_by_side",
                     "whole_groups",
                     "mean_pool",
                 ),
@@ -147,7 +178,7 @@ FAMILIES = {
             ),
             f"{MODELS}/qwen3_omni_moe_thinker.py": File(
                 "models.qwen3_asr",
-                adds=("_after_cnn", "Qwen3AudioMetadata"),
+                adds=("_after_cnn",),
                 into=compiled(
                     "Qwen3OmniMoeAudioEncoderLayer", "Qwen3OmniMoeAudioEncoder"
                 ),
@@ -163,7 +194,8 @@ FAMILIES = {
             f"{MODELS}/whisper_packed.py": File(
                 "models.whisper",
                 adds=(
-                    "after_convolutions",
+                    "encoder.packed:after_convolutions",
+                    "encoder.packed:packed_buffers",
                     "PackedWhisperEncoder",
                 ),
                 docstring="Whisper's encoder over sequences of any length.",
@@ -171,21 +203,27 @@ FAMILIES = {
             f"{MODELS}/qwen2_audio.py": File(
                 "models.qwen2_audio",
                 adds=("CompiledQwen2AudioEncoder",),
-                into=compiled("Qwen2AudioForConditionalGeneration"),
+                writes={
+                    "Qwen2AudioForConditionalGeneration._process_audio_input": (
+                        QWEN2_AUDIO
+                    )
+                },
                 edits=(
                     ("    Qwen2AudioEncoder,\n    Qwen2AudioP", "    Qwen2AudioP"),
                     (
                         TOWER.format("Qwen2AudioEncoder(config.audio_config)"),
                         BUILD.format("Qwen2AudioEncoder"),
                     ),
-                    (ALWAYS.format("Qwen2AudioEncoder"), ""),
-                    (SUPER, 'return tuple(audio_input["audio_embeds"])'),
                 ),
             ),
             f"{MODELS}/audioflamingo3.py": File(
                 "models.audioflamingo3",
                 adds=("CompiledAudioFlamingo3Encoder",),
-                into=compiled("AudioFlamingo3ForConditionalGeneration"),
+                writes={
+                    "AudioFlamingo3ForConditionalGeneration._process_audio_input": (
+                        FLAMINGO
+                    )
+                },
                 removes=(
                     "_build_audio_encoder_attention_mask",
                     "_flatten_valid_audio_embeddings",
@@ -198,8 +236,6 @@ FAMILIES = {
                         "from .qwen2_audio import Qwen2AudioEncoder",
                     ),
                     (FLAMINGO_TOWER, BUILD.format("AudioFlamingo3Encoder")),
-                    (ALWAYS.format("AudioFlamingo3Encoder"), ""),
-                    (SUPER, "return tuple(audio_input.audio_embeds)"),
                 ),
             ),
         },
@@ -218,12 +254,10 @@ CALLS = {
 
 TEXT = {
     r"\bCompiled(?=[A-Z])": "",
-    r"\((AudioGraph)?Encoder, ": "(",
+    r"\((CompiledEncoder|(Chunk|Packed|Window)Layout), ": "(",
     r"\(WhisperEncoderBase\)": "(WhisperEncoder)",
-    r"\bself\.audio_encoder\b": "self.audio_tower",
     r"The encoder, also for serving stacks of your own\.": "The audio encoder.",
     r"symbols\.WHISPER_WEIGHTS\.need\(\)": "_load_whisper_layer_weights",
-    r"symbols\.FLAMINGO_FEATURES\.of\(self\)": "self._normalize_audio_feature_inputs",
     r"\bvllm_mmc\.compilation\.": "vllm.compilation.",
 }
 """What a pattern matches in our files -> vLLM's word, one after the other."""
@@ -234,27 +268,17 @@ IMPORTS = {
 }
 """Name of vLLM in `CALLS` and `TEXT` -> the file that has it."""
 
+WRITTEN = {"F": "import torch.nn.functional as F"}
+"""Name in `CALLS` -> how it is imported, also if our file does not."""
+
 GLUE = {
-    "_largest_share",
-    "audio_buffers",
-    "audio_encoder",
-    "audio_items",
-    "audio_parts",
     "encoder_forward",
     "encoder_plan",
-    "graph_inputs",
-    "graph_max_seqlen",
-    "graph_sizes",
-    "graph_tokens",
     "ignore_torch_compile",
     "least_share",
     "max_packed_tokens",
-    "needs",
     "run_dummy",
-    "shares",
     "token_multiple",
-    "tokens_per_embedding",
-    "tokens_per_share",
 }
 """Methods, attributes and decorators that only this package has."""
 
@@ -380,6 +404,10 @@ class Rewritten:
         for cls, names in change.into.items():
             self._merge(cls, names)
         self._add()
+        for name, text in change.writes.items():
+            cls, _, part = name.rpartition(".")
+            self._copied(ours(change.module), text)
+            self.replaced.append((self.source.parts(cls)[part], text))
         for name in change.removes:
             cls, _, part = name.rpartition(".")
             spans = self.source.parts(cls) if cls else self.source.spans
@@ -398,7 +426,7 @@ class Rewritten:
     def _copied(self, source: Source, text: str) -> str:
         for node in ast.walk(ast.parse(textwrap.dedent(text))):
             if isinstance(node, ast.Name):
-                self.used[node.id] = source.imports.get(node.id, "")
+                self.used[node.id] = {**WRITTEN, **source.imports}.get(node.id, "")
         return text
 
     def _merge(self, cls: str, names: tuple[str, ...]) -> None:
@@ -437,7 +465,8 @@ class Rewritten:
                 self.replaced.append((self.source.spans[own], text))
             else:
                 new.append(text)
-        places = [self.source.spans[cls][0] for cls in self.change.into]
+        written = {name.partition(".")[0] for name in self.change.writes}
+        places = [self.source.spans[cls][0] for cls in {*self.change.into, *written}]
         place = min(places, default=len(self.source.lines))
         self.replaced.append(((place, place), "\n\n".join(new)))
 

@@ -286,3 +286,20 @@ def test_an_encoder_that_makes_nan(qwen2_5_vl: Path) -> None:
             {"default": torch.cat([theirs[0], bad])}, [1, 0], rows, items, clone=True
         )
         assert torch.equal(items[1], theirs[0]) and not items[0].any()
+
+
+def test_a_model_that_embeds_by_itself(kimi_audio: Path) -> None:
+    """Ours encodes clips of any lengths, where stock's takes equal ones only."""
+    args = {"compile_mm_encoder": True, **FAMILIES["kimi_audio"].engine_args}
+    with tower_context(kimi_audio, **args) as config, torch.inference_mode():
+        inputs = embed_inputs(config, [FAMILIES["kimi_audio"].request([1.0])])
+        model = load_model(config)
+        FAMILIES["kimi_audio"].mend_model(model)
+        (good,) = model.embed_multimodal(**inputs)
+        assert good.isfinite().all()
+        inputs["whisper_input_features"][0][...] = torch.nan
+        with warnings_of(finite) as warnings:
+            (zeros,) = model.embed_multimodal(**inputs)
+    assert zeros.shape == good.shape and not zeros.any()
+    (warning,) = warnings
+    assert "Kimi" in warning and "whisper_input_features" in warning

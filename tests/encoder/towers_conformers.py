@@ -28,7 +28,7 @@ from tests.encoder.tower import (
     with_model,
 )
 from vllm_mmc.encoder.install import EncoderPlan, install
-from vllm_mmc.models.gemma_audio import GEMMA3N, GEMMA4
+from vllm_mmc.models.gemma_audio import ENCODER_REWRITES as GEMMA_AUDIO
 
 TOWERS = Towers()
 
@@ -127,7 +127,7 @@ def gemma3n_audio(vllm_config: VllmConfig) -> nn.Module:
             conf_attention_context_left=13,
         )
     )
-    return install(tower, EncoderPlan(classes=GEMMA3N), vllm_config)
+    return install(tower, EncoderPlan(classes=GEMMA_AUDIO), vllm_config)
 
 
 def _gemma4_clips(*lengths: int) -> Inputs:
@@ -152,7 +152,7 @@ def gemma4_audio(vllm_config: VllmConfig) -> nn.Module:
     )
     tower.post_init()
     recursive_replace_linear(tower, None, prefix="audio_tower")
-    return install(tower, EncoderPlan(classes=GEMMA4), vllm_config)
+    return install(tower, EncoderPlan(classes=GEMMA_AUDIO), vllm_config)
 
 
 def _parakeet_clips(*lengths: int) -> Inputs:

@@ -85,8 +85,9 @@ def test_metadata(qwen3_asr: Path) -> None:
             lengths = torch.tensor([frames, 250, frames])
             metadata = encoder.prepare_encoder_metadata(lengths)
             expected = _get_feat_extract_output_lengths(lengths).tolist()
-            assert metadata.lengths == expected
-            assert len(metadata.tokens) == metadata.cu_seqlens[-1] == sum(expected)
-            assert metadata.max_seqlen == metadata.cu_seqlens.diff().max() <= 104
-            used = metadata.frames[metadata.frames >= 0]
+            assert encoder.embeddings(lengths) == expected
+            bounds, frames = metadata["cu_seqlens"], metadata["frames"]
+            assert len(metadata["tokens"]) == bounds[-1] == sum(expected)
+            assert metadata["max_seqlen"] == bounds.diff().max() <= 104
+            used = frames[frames >= 0]
             assert torch.equal(used.sort().values, torch.arange(int(lengths.sum())))

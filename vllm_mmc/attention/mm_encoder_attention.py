@@ -161,6 +161,46 @@ class MMEncoderAttention(stock.MMEncoderAttention):
         return self.view_qkv_to_4d(query, key, value, batch, seq, key.shape[1])
 
 
+class PrefixAttention(MMEncoderAttention):
+    """Attention to the first tokens of an item; a number of them for each query."""
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | torch.Tensor | None = None,
+        sequence_lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attention of packed items, on any device.
+
+        Args:
+            query: [tokens, heads * head_size].
+            key: as query.
+            value: as query.
+            cu_seqlens: [items + 1] int32: where items start and end.
+            max_seqlen: the longest item; an int or a tensor on the host.
+            sequence_lengths: [tokens] int64: how many leading tokens of its own item
+                each token may attend to.
+
+        Returns:
+            query's shape, contiguous.
+        """
+        q, k, v = self._in_4d(query[None], key[None], value[None])
+        ops = torch.ops.vllm_mmc
+        if self.cpu_op == "varlen_attention":
+            out = ops.varlen_attention(
+                q, k, v, self.scale, cu_seqlens, sequence_lengths, self.cpu_provider
+            )
+        else:
+            longest = max_seqlen_tensor(max_seqlen)
+            out = ops.prefix_sdpa(
+                q, k, v, self.scale, cu_seqlens, longest, sequence_lengths
+            )
+        return out.view(query.shape)
+
+
 def attention_for(module: nn.Module) -> type[MMEncoderAttention] | None:
     """The class for one of vLLM's attention layers; None for any other module.
 

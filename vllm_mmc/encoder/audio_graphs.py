@@ -11,12 +11,13 @@ for: vLLM before 0.31 has another form of it.
 
 A graph runs the body that eager runs, `encode_audio`, on buffers of one size. What
 follows from lengths is computed on the host, before the body, in eager too
-(`audio_buffers`); behind it, a buffer is filled with values that belong to no item.
+(`graph_buffers`); behind it, a buffer is filled with values that belong to no item.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
@@ -25,7 +26,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from vllm_mmc.attention.mm_encoder_attention import MMEncoderAttention
 from vllm_mmc.encoder.interfaces import CompiledEncoder, SupportsCompiledEncoder
-from vllm_mmc.encoder.packed import Ints, host_lengths
+from vllm_mmc.encoder.packed import Ints, Lengths, host_lengths, sum_items
 
 if TYPE_CHECKING:
     from vllm_mmc.encoder.graph_protocol import AudioGraphs
@@ -68,14 +69,45 @@ CU_SEQLENS = Buffer(fill=None, dtype=torch.int32)
 class AudioGraphEncoder(CompiledEncoder):
     """An audio encoder with a body for graphs. It goes before the stock class.
 
-    A budget counts embeddings. Each item takes its share of a budget, which is its
-    number of embeddings, or what they would be if nothing of it were left over.
+    Sequences are what the encoder is called with: clips, or windows of a clip. A budget
+    counts embeddings. Each item takes its share of a budget, which is its number of
+    embeddings, or what they would be if nothing of it were left over.
 
     Attributes:
         graph_inputs: The inputs of the body, all but `max_seqlen`.
     """
 
     graph_inputs: ClassVar[Mapping[str, Buffer]]
+
+    def graph_buffers(self, features: Any, lengths: Lengths) -> dict[str, torch.Tensor]:
+        """The inputs of `forward_graph`. Lengths are read on the host.
+
+        Args:
+            features: Of all sequences, as the encoder's `forward` takes them.
+            lengths: Of each sequence, in the encoder's unit.
+        """
+        raise NotImplementedError
+
+    def forward_graph(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The body: [embeddings, hidden], and rows of no sequence behind.
+
+        It runs in a capture: nothing in it reads a value of a tensor but that of
+        `max_seqlen`, and no tensor comes from the host.
+        """
+        raise NotImplementedError
+
+    def embeddings(self, lengths: Lengths) -> list[int]:
+        """The number of embeddings of each sequence."""
+        raise NotImplementedError
+
+    def shares(self, lengths: Ints, sequences: Ints | None = None) -> Ints:
+        """What each item takes of a budget.
+
+        Args:
+            lengths: Of each sequence.
+            sequences: How many each item has; by default 1.
+        """
+        raise NotImplementedError
 
     @property
     def least_share(self) -> int:
@@ -101,16 +133,18 @@ class AudioGraphEncoder(CompiledEncoder):
         return None
 
 
-class AudioItems(NamedTuple):
-    """The items of a call, from lengths on the host.
+class AudioInput(NamedTuple):
+    """The audio of a call.
 
     Attributes:
-        embeddings: [items] int64: how many embeddings each has.
-        shares: [items] int64: what each takes of a budget.
+        features: Of all sequences, as the encoder takes them.
+        lengths: [sequences] int64: of each sequence, in the encoder's unit.
+        sequences: [items] int64: how many each item has; None: 1.
     """
 
-    embeddings: Ints
-    shares: Ints
+    features: Any
+    lengths: Ints
+    sequences: Ints | None = None
 
 
 class SupportsAudioGraphs(SupportsCompiledEncoder):
@@ -128,11 +162,46 @@ class SupportsAudioGraphs(SupportsCompiledEncoder):
 
     @property
     def audio_encoder(self) -> AudioGraphEncoder:
+        return self.audio_tower
+
+    def audio_input(self, values: Any) -> AudioInput | None:
+        """What the audio encoder takes.
+
+        Args:
+            values: The arguments of `embed_multimodal`, or what stock's parser makes of
+                them.
+
+        Returns:
+            None if they are embeddings already, or no input of a graph.
+        """
         raise NotImplementedError
 
-    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
-        """Of the arguments of `embed_multimodal`; None if no graph is for them."""
-        raise NotImplementedError
+    def audio_embeddings(self, audio: AudioInput) -> Ints:
+        """[items] int64: the number of embeddings of each item."""
+        embeddings = np.array(self.audio_encoder.embeddings(audio.lengths), np.int64)
+        if audio.sequences is None:
+            return embeddings
+        return sum_items(embeddings, audio.sequences)
+
+    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The body, with the projector behind it: [embeddings, hidden]."""
+        x = self.audio_encoder.forward_graph(values)
+        projector = getattr(self, "multi_modal_projector", None)
+        return x if projector is None else projector(x)
+
+    def embed_audio(self, values: Any) -> tuple[torch.Tensor, ...] | None:
+        """By the body, eager: [embeddings, hidden] of each item.
+
+        Returns:
+            None if the encoder is not ours, or not for these values (`audio_input`).
+        """
+        encoder = self.audio_encoder
+        if not isinstance(encoder, AudioGraphEncoder):
+            return None
+        if (audio := self.audio_input(values)) is None:
+            return None
+        x = self.encode_audio(encoder.graph_buffers(audio.features, audio.lengths))
+        return x.split(self.audio_embeddings(audio).tolist())
 
     def select_audio(
         self, kwargs: Mapping[str, Any], indices: list[int]
@@ -150,18 +219,6 @@ class SupportsAudioGraphs(SupportsCompiledEncoder):
             else:
                 selected[name] = select(value, indices)
         return selected
-
-    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The inputs of `encode_audio`. Lengths are read on the host."""
-        raise NotImplementedError
-
-    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The body: [embeddings, hidden], item after item, and rows of no item behind.
-
-        It runs in a capture: nothing in it reads a value of a tensor but that of
-        `max_seqlen`, and no tensor comes from the host.
-        """
-        raise NotImplementedError
 
     def vision_graphs(self) -> Any:
         """`SupportsEncoderCudaGraph` for the vision encoder; None: it runs eager."""
@@ -201,6 +258,16 @@ class SupportsAudioGraphs(SupportsCompiledEncoder):
         return encoder.encoder_shapes.with_ranges_of(
             sizes, map(encoder.graph_tokens, self.encoder_graphs._budgets())
         )
+
+
+class SupportsPackedAudio(SupportsAudioGraphs):
+    """A model of which eager, too, runs `encode_audio`."""
+
+    def _process_audio_input(self, audio_input: Any) -> Any:
+        embeddings = self.embed_audio(audio_input)
+        if embeddings is None:
+            return super()._process_audio_input(audio_input)
+        return embeddings
 
 
 def select(value: Any, indices: list[int]) -> Any:

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.model_executor.models.utils import scatter_output_slices
@@ -23,8 +22,13 @@ from vllm.v1.worker.encoder_cudagraph_defs import (
 from vllm_mmc import metrics
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.compilation.counters import counters
-from vllm_mmc.encoder.audio_graphs import MAX_SEQLEN, AudioItems, SupportsAudioGraphs
+from vllm_mmc.encoder.audio_graphs import (
+    MAX_SEQLEN,
+    AudioInput,
+    SupportsAudioGraphs,
+)
 from vllm_mmc.encoder.interfaces import encoder_budget
+from vllm_mmc.encoder.packed import Ints
 
 AUDIO, VISION = "audio", "vision"
 """vLLM's paths: the encoders of one model, captured apart."""
@@ -113,14 +117,19 @@ class AudioGraphs:
                 replace(spec, path_output_tokens={VISION: spec.output_tokens})
                 for spec in specs
             ]
-        items = self._model.audio_items(mm_kwargs)
-        if items is None:
+        audio = self._model.audio_input(mm_kwargs)
+        if audio is None:
             # For instance embeddings, which are returned as they came.
-            found = self._model.embed_multimodal(**mm_kwargs)
-            embeddings = np.array([len(x) for x in found], np.int64)
-            items = AudioItems(embeddings, np.full(len(embeddings), NO_BUDGET))
-        pairs = zip(items.embeddings.tolist(), items.shares.tolist(), strict=True)
+            lengths = [len(x) for x in self._model.embed_multimodal(**mm_kwargs)]
+            shares = [NO_BUDGET] * len(lengths)
+        else:
+            lengths = self._model.audio_embeddings(audio).tolist()
+            shares = self._shares(audio).tolist()
+        pairs = zip(lengths, shares, strict=True)
         return [EncoderItemSpec(n, n, {AUDIO: share}) for n, share in pairs]
+
+    def _shares(self, audio: AudioInput) -> Ints:
+        return self._model.audio_encoder.shares(audio.lengths, audio.sequences)
 
     def select_encoder_cudagraph_items(
         self, mm_kwargs: dict[str, Any], indices: list[int]
@@ -173,10 +182,11 @@ class AudioGraphs:
                 mm_kwargs, max_batch_size, max_frames_per_batch
             )
         encoder = self._model.audio_encoder
-        items = self._model.audio_items(mm_kwargs)
-        assert items is not None
-        encoder.encoder_shapes.log.record(encoder.graph_tokens(int(items.shares.sum())))
-        values = self._model.audio_buffers(mm_kwargs)
+        audio = self._model.audio_input(mm_kwargs)
+        assert audio is not None
+        share = int(self._shares(audio).sum())
+        encoder.encoder_shapes.log.record(encoder.graph_tokens(share))
+        values = encoder.graph_buffers(audio.features, audio.lengths)
         values.pop(MAX_SEQLEN, None)
         return EncoderCudaGraphReplayBuffers({PREFIX + n: values[n] for n in values})
 

@@ -137,7 +137,7 @@ class SupportsCompiledEncoder(SupportsMultiModal):
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         self._survey_encoder()
         embeddings = super().embed_multimodal(**kwargs)
-        return self._finite(embeddings, kwargs)
+        return self.finite(embeddings, kwargs)
 
     def postprocess_encoder_output(
         self,
@@ -156,11 +156,11 @@ class SupportsCompiledEncoder(SupportsMultiModal):
 
     def finite_items(self, indices: list[int], dest: Any) -> None:
         """Check the items of these indices in `dest`, which a CUDA graph has made."""
-        items = self._finite([dest[i] for i in indices], ["a CUDA graph's inputs"])
+        items = self.finite([dest[i] for i in indices], ["a CUDA graph's inputs"])
         for i, item in zip(indices, items, strict=True):
             dest[i] = item
 
-    def _finite(
+    def finite(
         self, embeddings: MultiModalEmbeddings, inputs: Iterable[str]
     ) -> MultiModalEmbeddings:
         if "_finite_check" not in self.__dict__:

@@ -25,6 +25,11 @@ def host_lengths(lengths: Lengths) -> Ints:
         return torch.as_tensor(lengths, dtype=torch.int64, device="cpu").numpy()
 
 
+def clip_frames(input_features: Sequence[torch.Tensor]) -> Ints:
+    """[clips] int64, of [num_mel_bins, frames] each."""
+    return np.array([clip.shape[-1] for clip in input_features], dtype=np.int64)
+
+
 def item_and_offset(lengths: Ints) -> tuple[Ints, Ints]:
     """For each element of the packed sequence: the index of its item and its offset
     within that item.
@@ -56,6 +61,84 @@ def on_device(
 ) -> torch.Tensor:
     """One copy; the host does not wait for it."""
     return async_tensor_h2d(torch.from_numpy(values).to(dtype), device)
+
+
+def side_by_side(
+    start: Ints, lengths: Ints, *, stride: int, gap: int
+) -> tuple[Ints, Ints]:
+    """Sequences as one, which convolutions take in one call.
+
+    Args:
+        start: Where each sequence starts in the input.
+        lengths: Of each sequence.
+        stride: Of the convolutions; each sequence begins at a multiple of it.
+        gap: The least number of columns behind a sequence that belong to none.
+
+    Returns:
+        The input's column of each column, -1 in a gap; and where each sequence begins.
+    """
+    sections = -(-(lengths + gap) // stride) * stride
+    sequence, offset = item_and_offset(sections)
+    inside = offset < lengths[sequence]
+    return np.where(inside, start[sequence] + offset, -1), starts(sections)
+
+
+TOKENS_PER_SECOND = 50
+"""Of Whisper's encoder."""
+
+
+def after_convolutions(frames: Ints) -> Ints:
+    """Tokens after Whisper's convolutions, of which the second has stride 2."""
+    return (frames - 1) // 2 + 1
+
+
+def packed_buffers(
+    features: torch.Tensor,
+    like: torch.Tensor,
+    *,
+    start: Ints,
+    frames: Ints,
+    tokens: Ints,
+    rows: Ints | None = None,
+) -> dict[str, torch.Tensor]:
+    """What Whisper's encoder takes, from lengths on the host; one copy each.
+
+    Args:
+        features: [num_mel_bins, frames].
+        like: dtype and device are those of this tensor.
+        start: the first frame of each sequence.
+        frames: the number of frames of each sequence that the convolutions see, with
+            zeros before and after them.
+        tokens: the number of tokens of each sequence that are kept.
+        rows: indices that the body of a family gathers.
+
+    Returns:
+        frames: [num_mel_bins, columns]: sequences side by side. In the gaps between
+            them, the convolutions see the zeros that they would pad with.
+        gaps: [gaps] int64: the columns of zeros.
+        tokens: [tokens] int64: the columns that are kept, after the convolutions.
+        positions: [tokens] int64: the offset of each token in its sequence.
+        cu_seqlens: [sequences + 1] int32: where sequences start and end.
+        max_seqlen: the longest sequence, int32, on the host.
+        rows: [rows] int64, if given.
+    """
+    columns, begin = side_by_side(start, frames, stride=2, gap=1)
+    sequence, position = item_and_offset(tokens)
+    kept = begin[sequence] // 2 + position
+    if len(kept) == 1:  # graphs are made for two tokens or more
+        kept, position = kept.repeat(2), position.repeat(2)
+        tokens = np.append(tokens, 1)
+    device = like.device
+    padded = F.pad(features.to(like.dtype), (0, 1))
+    values = {
+        "frames": padded[:, on_device(columns, device)],
+        "gaps": on_device(np.flatnonzero(columns < 0), device),
+        "tokens": on_device(kept, device),
+        "positions": on_device(position, device),
+        "cu_seqlens": on_device(cu_seqlens(tokens), device, torch.int32),
+        "max_seqlen": max_seqlen_tensor(int(tokens.max(initial=0))),
+    }
+    return values if rows is None else values | {"rows": on_device(rows, device)}
 
 
 def whole_groups(lengths: Ints, step: int) -> Ints:

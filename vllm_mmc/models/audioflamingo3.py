@@ -5,23 +5,20 @@
 A clip is a list of windows of 30 s. Padding of the last window is not computed.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from vllm.model_executor.models.audioflamingo3 import (
     AudioFlamingo3Encoder,
     AudioFlamingo3ForConditionalGeneration,
-    AudioFlamingo3Inputs,
 )
 
 from vllm_mmc.compat import symbols
-from vllm_mmc.encoder.audio_graphs import AudioItems, SupportsAudioGraphs
+from vllm_mmc.encoder.audio_graphs import AudioInput, SupportsPackedAudio
 from vllm_mmc.encoder.interfaces import EncoderPlan
-from vllm_mmc.encoder.packed import host_lengths, sum_items
+from vllm_mmc.encoder.packed import host_lengths
 from vllm_mmc.models.qwen2_audio import CompiledQwen2AudioEncoder
-from vllm_mmc.models.whisper import CLASSES, after_convolutions
+from vllm_mmc.models.whisper import CLASSES
 
 
 class CompiledAudioFlamingo3Encoder(CompiledQwen2AudioEncoder):
@@ -29,7 +26,7 @@ class CompiledAudioFlamingo3Encoder(CompiledQwen2AudioEncoder):
 
 
 class CompiledAudioFlamingo3ForConditionalGeneration(
-    SupportsAudioGraphs, AudioFlamingo3ForConditionalGeneration
+    SupportsPackedAudio, AudioFlamingo3ForConditionalGeneration
 ):
     encoder_plan = EncoderPlan(
         towers={AudioFlamingo3Encoder: CompiledAudioFlamingo3Encoder},
@@ -41,41 +38,9 @@ class CompiledAudioFlamingo3ForConditionalGeneration(
         "feature_attention_mask": ("chunk_counts", 0),
     }
 
-    @property
-    def audio_encoder(self) -> CompiledAudioFlamingo3Encoder:
-        return self.audio_tower
-
-    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
-        if "input_features" not in kwargs:
+    def audio_input(self, values: Any) -> AudioInput | None:
+        if values.get("input_features") is None:
             return None
-        _, mask, windows = symbols.FLAMINGO_FEATURES.of(self)(kwargs)
-        frames = host_lengths(mask.sum(-1))
-        sequences, encoder = np.asarray(windows, np.int64), self.audio_encoder
-        return AudioItems(
-            sum_items(encoder.embeddings(frames), sequences),
-            encoder.shares(after_convolutions(frames), sequences),
-        )
-
-    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        features, mask, _ = symbols.FLAMINGO_FEATURES.of(self)(kwargs)
-        features = features.to(self.audio_encoder.conv1.weight.dtype)
-        return self.audio_encoder.graph_buffers(features, mask.sum(-1))
-
-    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.multi_modal_projector(self.audio_encoder.forward_graph(values))
-
-    def _process_audio_input(
-        self, audio_input: AudioFlamingo3Inputs
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        encoder = self.audio_tower
-        if audio_input.type == "audio_embeds" or not isinstance(
-            encoder, CompiledAudioFlamingo3Encoder
-        ):
-            return super()._process_audio_input(audio_input)
-        normalize = symbols.FLAMINGO_FEATURES.of(self)
-        features, mask, windows = normalize(audio_input)
+        features, mask, windows = symbols.FLAMINGO_FEATURES.of(self)(values)
         frames = host_lengths(mask.sum(-1))  # the host waits for the device here only
-        features = features.to(encoder.conv1.weight.dtype)
-        lengths = sum_items(encoder.embeddings(frames), np.asarray(windows, np.int64))
-        x = self.encode_audio(encoder.graph_buffers(features, frames))
-        return x.split(lengths.tolist())
+        return AudioInput(features, frames, np.asarray(windows, np.int64))

@@ -12,11 +12,9 @@ stock does if the clip is alone.
 """
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from transformers.models.gemma3n.modeling_gemma3n import (
     Gemma3nAudioAttention,
@@ -39,7 +37,7 @@ from vllm_mmc.encoder.packed import (
     host_lengths,
     item_and_offset,
     on_device,
-    starts,
+    side_by_side,
 )
 
 # === Gemma 4 === #
@@ -138,17 +136,15 @@ class CompiledGemma4AudioModel(Gemma4AudioModel):
         """
         clips, frames, _ = features.shape
         lengths = np.full(clips, frames) if mask is None else host_lengths(mask.sum(1))
-        sections = (lengths + 2 + STRIDE - 1) // STRIDE * STRIDE
-        clip, frame = item_and_offset(sections)
-        inside = frame < lengths[clip]
-        rows = on_device(np.where(inside, clip * frames + frame, 0), features.device)
+        begin = np.arange(clips) * frames
+        rows, begin = side_by_side(begin, lengths, stride=STRIDE, gap=2)
         x, _ = self.subsample_conv_projection(
-            features.flatten(0, 1)[rows][None],
-            on_device(inside, features.device, torch.bool)[None],
+            features.flatten(0, 1)[on_device(rows.clip(0), features.device)][None],
+            on_device(rows >= 0, features.device, torch.bool)[None],
         )
         tokens = -(-lengths // STRIDE)
         clip, offset = item_and_offset(tokens)
-        kept = starts(sections)[clip] // STRIDE + offset
+        kept = begin[clip] // STRIDE + offset
         return x[0, on_device(kept, x.device)], tokens
 
 
@@ -239,11 +235,11 @@ class CompiledGemma3nAudioEncoder(Gemma3nAudioEncoder):
         window = 0, past + future
         x = torch.cat(clips)
         x, attended, convolved = pack(x, lengths, attention, window, kernel)
-        place = torch.arange(
+        distances = torch.arange(
             past, -future - 1, -1, device=x.device, dtype=torch.float32
         )
         frequency = attention.relative_position_embedding.inv_timescales.float()
-        angle = place[None, :, None] * frequency
+        angle = distances[None, :, None] * frequency
         positions = torch.cat([angle.sin(), angle.cos()], dim=-1).to(x.dtype)
         for block in self.conformer:
             x = block(x, attended, convolved, positions)
@@ -255,16 +251,13 @@ class CompiledGemma3nAudioEncoder(Gemma3nAudioEncoder):
         return Gemma3nAudioEncoderModelOutput(last_hidden_state=x, audio_mel_mask=~mask)
 
 
-GEMMA4: Mapping[type[nn.Module], type[nn.Module]] = {
+ENCODER_REWRITES = {
     Gemma4AudioModel: CompiledGemma4AudioModel,
     Gemma4AudioLayer: CompiledGemma4AudioLayer,
     Gemma4AudioAttention: CompiledGemma4AudioAttention,
     Gemma4AudioLightConv1d: CompiledGemma4AudioLightConv1d,
-}
-GEMMA3N: Mapping[type[nn.Module], type[nn.Module]] = {
     Gemma3nAudioEncoder: CompiledGemma3nAudioEncoder,
     Gemma3nAudioConformerBlock: CompiledGemma3nAudioConformerBlock,
     Gemma3nAudioAttention: CompiledGemma3nAudioAttention,
     Gemma3nAudioConformerLightConv1d: CompiledGemma3nAudioConformerLightConv1d,
 }
-ENCODER_REWRITES = {**GEMMA4, **GEMMA3N}

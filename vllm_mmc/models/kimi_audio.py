@@ -11,7 +11,6 @@ uninitialised.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings
 from vllm.model_executor.models.kimi_audio import (
@@ -20,14 +19,19 @@ from vllm.model_executor.models.kimi_audio import (
 )
 
 from vllm_mmc.compat import symbols
-from vllm_mmc.encoder.audio_graphs import AudioItems, SupportsAudioGraphs
+from vllm_mmc.encoder.audio_graphs import AudioInput, SupportsAudioGraphs
 from vllm_mmc.encoder.interfaces import EncoderPlan
-from vllm_mmc.encoder.packed import pad_rows, padded_groups, starts
-from vllm_mmc.models.whisper import (
-    CLASSES,
-    PackedWhisperEncoder,
+from vllm_mmc.encoder.packed import (
+    Lengths,
     after_convolutions,
+    clip_frames,
+    host_lengths,
+    packed_buffers,
+    pad_rows,
+    padded_groups,
+    starts,
 )
+from vllm_mmc.models.whisper import CLASSES, PackedWhisperEncoder
 
 # === Audio Encoder === #
 
@@ -37,22 +41,24 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
 
     `forward(input_features)` takes log-mel features [num_mel_bins, frames] of each
     clip, of any lengths. It returns [embeddings, 4 * d_model], four tokens side by
-    side, clip after clip; a clip has `embeddings(input_features)` of them.
+    side, clip after clip; a clip has `embeddings(frames)` of them.
     """
 
     tokens_per_embedding = tokens_per_share = 4
 
     def forward(self, input_features: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self.forward_graph(self.graph_buffers(input_features))
+        frames = clip_frames(input_features)
+        return self.forward_graph(self.graph_buffers(input_features, frames))
 
     def graph_buffers(
-        self, input_features: Sequence[torch.Tensor]
+        self, input_features: Sequence[torch.Tensor], frames: Lengths
     ) -> dict[str, torch.Tensor]:
         """The inputs of `forward_graph`."""
-        frames = np.array([clip.shape[-1] for clip in input_features])
+        frames = host_lengths(frames)
         tokens = after_convolutions(frames)
-        return self.packed_buffers(
+        return packed_buffers(
             torch.cat(list(input_features), dim=-1),
+            self.conv1.weight,
             start=starts(frames),
             frames=frames,
             tokens=tokens,
@@ -64,11 +70,8 @@ class CompiledKimiAudioWhisperEncoder(KimiAudioWhisperEncoder, PackedWhisperEnco
         x = pad_rows(self.layer_norm(self.encode(values)), values["rows"])
         return x.view(-1, 4 * x.shape[1])
 
-    @staticmethod
-    def embeddings(input_features: Sequence[torch.Tensor]) -> list[int]:
-        """The number of embeddings of each clip."""
-        frames = np.array([clip.shape[-1] for clip in input_features])
-        return (-(-after_convolutions(frames) // 4)).tolist()
+    def embeddings(self, frames: Lengths) -> list[int]:
+        return self.shares(host_lengths(frames)).tolist()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         # The model has renamed some already.
@@ -84,33 +87,16 @@ class CompiledKimiAudioForConditionalGeneration(
     )
     needs = (symbols.WHISPER_WEIGHTS,)
 
-    @property
-    def audio_encoder(self) -> CompiledKimiAudioWhisperEncoder:
-        return self.audio_tower
-
-    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
-        clips = kwargs.get("whisper_input_features")
-        if clips is None:
+    def audio_input(self, values: Any) -> AudioInput | None:
+        if (clips := values.get("whisper_input_features")) is None:
             return None
-        embeddings = np.array(self.audio_encoder.embeddings(clips), np.int64)
-        return AudioItems(embeddings, embeddings)
+        return AudioInput(clips, clip_frames(clips))
 
-    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        return self.audio_encoder.graph_buffers(kwargs["whisper_input_features"])
-
-    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.multi_modal_projector(self.audio_encoder.forward_graph(values))
-
-    def embed_multimodal(self, **kwargs: object) -> list[torch.Tensor] | None:
-        items = (
-            self.audio_items(kwargs)
-            if isinstance(self.audio_tower, CompiledKimiAudioWhisperEncoder)
-            else None
-        )
-        if items is None:
+    def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
+        # Stock's takes clips of equal length only.
+        if (embeddings := self.embed_audio(kwargs)) is None:
             return super().embed_multimodal(**kwargs)
-        x = self.encode_audio(self.audio_buffers(kwargs))
-        return list(x.split(items.embeddings.tolist()))
+        return self.finite(embeddings, kwargs)
 
     def embed_input_ids(
         self,

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from vllm.compilation.decorators import ignore_torch_compile
-from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.mllama4 import (
     Llama4ForConditionalGeneration,
     Llama4MultiModalProjector,
@@ -25,6 +24,7 @@ from vllm.model_executor.models.mllama4 import (
     Llama4VisionPixelShuffleMLP,
     pixel_shuffle,
 )
+from vllm.model_executor.models.utils import AutoWeightsLoader
 
 from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
 from vllm_mmc.compat import symbols
@@ -158,9 +158,7 @@ class CompiledLlama4VisionPixelShuffleMLP(Llama4VisionPixelShuffleMLP):
     is_encoder=True,
 )
 class CompiledLlama4MultiModalProjector(Llama4MultiModalProjector):
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        # [..., vision_output] -> [..., text hidden]
-        return self.linear_1(image_features)[0]
+    """[..., vision_output] -> [..., text hidden]."""
 
 
 BLOCKS = {
@@ -223,15 +221,8 @@ class CompiledLlama4VisionModel(CompiledEncoder, Llama4VisionModel):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """For use without an engine. Names are the checkpoint's, without
         "vision_model."."""
-        parameters = dict(self.named_parameters())
-        loaded = set()
         fused = symbols.LLAMA4_QKV.need()(self, weights)
-        for name, weight in fused:
-            parameter = parameters[name]
-            load = getattr(parameter, "weight_loader", default_weight_loader)
-            load(parameter, weight)
-            loaded.add(name)
-        return loaded
+        return AutoWeightsLoader(self).load_weights(fused)
 
     @encoder_forward
     def forward_packed(

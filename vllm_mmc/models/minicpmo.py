@@ -24,55 +24,37 @@ from vllm.model_executor.models.minicpmo import (
 )
 from vllm.model_executor.models.whisper import WhisperEncoderAttention
 
-from vllm_mmc.attention.vit_attn_wrappers import max_seqlen_tensor
+from vllm_mmc.attention.mm_encoder_attention import PrefixAttention
 from vllm_mmc.compat import symbols
 from vllm_mmc.encoder.audio_input import AudioValidationMixin
 from vllm_mmc.encoder.interfaces import EncoderPlan, SupportsCompiledEncoder
 from vllm_mmc.encoder.packed import (
+    TOKENS_PER_SECOND,
     Ints,
+    after_convolutions,
+    clip_frames,
     mean_pool,
     on_device,
     one_item,
+    packed_buffers,
     starts,
     whole_groups,
 )
 from vllm_mmc.models.whisper import (
     BLOCKS,
     CLASSES,
-    TOKENS_PER_SECOND,
     CompiledWhisperEncoderAttention,
     PackedWhisperEncoder,
-    after_convolutions,
 )
 
 # === Audio Encoder === #
 
 
-class CompiledMiniCPMWhisperEncoderAttention(CompiledWhisperEncoderAttention):
+class CompiledMiniCPMWhisperEncoderAttention(
+    PrefixAttention, CompiledWhisperEncoderAttention
+):
     """`sequence_lengths[i]`: how many leading tokens of its own clip token i may attend
     to."""
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cu_seqlens: torch.Tensor | None = None,
-        max_seqlen: torch.Tensor | None = None,
-        sequence_lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        q, k, v = self._in_4d(query[None], key[None], value[None])
-        ops = torch.ops.vllm_mmc
-        if self.cpu_op == "varlen_attention":
-            out = ops.varlen_attention(
-                q, k, v, self.scale, cu_seqlens, sequence_lengths, self.cpu_provider
-            )
-        else:
-            longest = max_seqlen_tensor(max_seqlen)
-            out = ops.prefix_sdpa(
-                q, k, v, self.scale, cu_seqlens, longest, sequence_lengths
-            )
-        return out.view(query.shape)
 
 
 class CompiledMiniCPMWhisperEncoder(PackedWhisperEncoder):
@@ -94,10 +76,11 @@ class CompiledMiniCPMWhisperEncoder(PackedWhisperEncoder):
     def forward(
         self, input_features: Sequence[torch.Tensor], chunk_length: float
     ) -> torch.Tensor:
-        frames = _frames(input_features)
+        frames = clip_frames(input_features)
         tokens = after_convolutions(frames)
-        values = self.packed_buffers(
+        values = packed_buffers(
             torch.cat(list(input_features), dim=-1),
+            self.conv1.weight,
             start=starts(frames),
             frames=frames,
             tokens=tokens,
@@ -111,17 +94,13 @@ class CompiledMiniCPMWhisperEncoder(PackedWhisperEncoder):
     @staticmethod
     def tokens(input_features: Sequence[torch.Tensor]) -> Ints:
         """The number of tokens of each clip."""
-        return after_convolutions(_frames(input_features))
+        return after_convolutions(clip_frames(input_features))
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
         width = self.layer_norm.weight.shape[0]
         x, bounds, longest = one_item(tokens, width, self.conv1.weight)
         visible = torch.arange(1, len(x) + 1, device=x.device)
         return self.forward_packed(x, bounds, longest, visible)
-
-
-def _frames(input_features: Sequence[torch.Tensor]) -> Ints:
-    return np.array([clip.shape[-1] for clip in input_features], dtype=np.int64)
 
 
 class MiniCPMOAudioValidation(AudioValidationMixin):
@@ -148,8 +127,7 @@ class SupportsCompiledMiniCPMWhisper(SupportsCompiledEncoder):
         encoder = self.apm
         if not isinstance(encoder, CompiledMiniCPMWhisperEncoder):
             return super().get_audio_hidden_states(data)
-        dtype = encoder.conv1.weight.dtype
-        slices = [x.to(dtype) for x in data["audio_features"]]
+        slices = data["audio_features"]
         x = encoder(slices, self.config.audio_chunk_length)
         x = self.audio_projection_layer(x)
         step, tokens = self.config.audio_pool_step, encoder.tokens(slices)

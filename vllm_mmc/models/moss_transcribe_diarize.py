@@ -5,26 +5,24 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.model_executor.models.moss_transcribe_diarize import (
     MossTranscribeDiarizeForConditionalGeneration,
     MossTranscribeDiarizeWhisperEncoder,
 )
 
-from vllm_mmc.encoder.audio_graphs import INDEX, AudioItems, SupportsAudioGraphs
+from vllm_mmc.encoder.audio_graphs import INDEX, AudioInput, SupportsAudioGraphs
 from vllm_mmc.encoder.interfaces import EncoderPlan
 from vllm_mmc.encoder.packed import (
+    Ints,
     Lengths,
+    after_convolutions,
     host_lengths,
     item_and_offset,
     on_device,
-    sum_items,
 )
-from vllm_mmc.models.whisper import (
-    CLASSES,
-    CompiledWhisperEncoder,
-    after_convolutions,
-)
+from vllm_mmc.models.whisper import CLASSES, CompiledWhisperEncoder
 
 
 class CompiledMossWhisperEncoder(
@@ -61,6 +59,10 @@ class CompiledMossWhisperEncoder(
         x = CompiledWhisperEncoder.forward(self, values["input_features"])
         return x.flatten(0, 1)[values["rows"]]
 
+    def shares(self, lengths: Ints, sequences: Ints | None = None) -> Ints:
+        windows = np.ones_like(lengths) if sequences is None else sequences
+        return windows * self.least_share
+
     @property
     def least_share(self) -> int:
         return -(-self.max_source_positions // self.audio_merge_size)  # a window
@@ -92,23 +94,14 @@ class CompiledMossTranscribeDiarizeForConditionalGeneration(
     def audio_encoder(self) -> CompiledMossWhisperEncoder:
         return self.whisper_encoder
 
-    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
-        encoder = self.audio_encoder
-        features = kwargs.get("input_features")
-        if (
-            features is None
-            or "audio_chunk_counts" not in kwargs
-            or features.shape[-1] != 2 * encoder.max_source_positions
-        ):
+    def audio_input(self, values: Any) -> AudioInput | None:
+        features = values.get("input_features")
+        windows = values.get("audio_chunk_counts")
+        frames = 2 * self.audio_encoder.max_source_positions
+        if features is None or windows is None or features.shape[-1] != frames:
             return None
-        windows = host_lengths(kwargs["audio_chunk_counts"])
-        embeddings = host_lengths(kwargs["audio_feature_lengths"])
-        return AudioItems(sum_items(embeddings, windows), windows * encoder.least_share)
-
-    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        return self.audio_encoder.graph_buffers(
-            kwargs["input_features"], kwargs["audio_feature_lengths"]
-        )
+        lengths = values["audio_feature_lengths"]
+        return AudioInput(features, host_lengths(lengths), host_lengths(windows))
 
     def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         x = self.audio_encoder.forward_graph(values).to(self.dtype)

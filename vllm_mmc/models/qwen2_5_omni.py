@@ -18,7 +18,6 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 )
 from vllm.config import VllmConfig
 from vllm.model_executor.models.qwen2_5_omni_thinker import (
-    Qwen2_5OmniAudioFeatureInputs,
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
 from vllm.model_executor.models.qwen2_5_vl import (
@@ -28,18 +27,20 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.model_executor.models.utils import WeightsMapper
 
 from vllm_mmc.compat import symbols
-from vllm_mmc.encoder.audio_graphs import AudioItems, SupportsAudioGraphs
+from vllm_mmc.encoder.audio_graphs import AudioInput, SupportsPackedAudio
 from vllm_mmc.encoder.interfaces import EncoderPlan
 from vllm_mmc.encoder.packed import (
     Lengths,
+    after_convolutions,
     host_lengths,
     item_and_offset,
     mean_pool,
+    packed_buffers,
     starts,
     whole_groups,
 )
 from vllm_mmc.models import qwen2_5_vl, whisper
-from vllm_mmc.models.whisper import PackedWhisperEncoder, after_convolutions
+from vllm_mmc.models.whisper import PackedWhisperEncoder
 
 # === Audio Encoder === #
 
@@ -77,8 +78,9 @@ class CompiledQwen2_5OmniAudioEncoder(PackedWhisperEncoder):
         chunk = self.n_window * 2
         clip, index = item_and_offset(-(-frames // chunk))  # of each chunk
         sizes = np.minimum(frames[clip] - index * chunk, chunk)
-        return self.packed_buffers(
+        return packed_buffers(
             input_features,
+            self.conv1.weight,
             start=starts(frames)[clip] + index * chunk,
             frames=sizes,
             tokens=after_convolutions(sizes),
@@ -111,48 +113,28 @@ class _Vision:
         return getattr(Qwen2_5_VLForConditionalGeneration, name).__get__(self)
 
 
+class SupportsQwenOmniAudio(SupportsPackedAudio):
+    """For models with the audio arguments of Qwen2.5-Omni, also Qwen3's."""
+
+    audio_parts = {"input_audio_features": ("audio_feature_lengths", 1)}
+
+    def audio_input(self, values: Any) -> AudioInput | None:
+        features = values.get("input_audio_features", values.get("input_features"))
+        if not isinstance(features, torch.Tensor) or features.dim() == 3:
+            return None  # vLLM's Rust frontend makes a padded batch
+        # vLLM keeps these lengths on the host.
+        return AudioInput(features, host_lengths(values["audio_feature_lengths"]))
+
+
 class CompiledQwen2_5OmniThinkerForConditionalGeneration(
-    SupportsAudioGraphs, Qwen2_5OmniThinkerForConditionalGeneration
+    SupportsQwenOmniAudio, Qwen2_5OmniThinkerForConditionalGeneration
 ):
     encoder_plan = EncoderPlan(
         towers={Qwen2_5OmniAudioEncoder: CompiledQwen2_5OmniAudioEncoder},
         classes=whisper.CLASSES | qwen2_5_vl.CLASSES,
     )
     needs = (symbols.WHISPER_WEIGHTS,)
-    audio_parts = {"input_audio_features": ("audio_feature_lengths", 1)}
-
-    @property
-    def audio_encoder(self) -> CompiledQwen2_5OmniAudioEncoder:
-        return self.audio_tower
 
     def vision_graphs(self) -> Any:
         visual = getattr(self, "visual", None)
         return _Vision(self) if isinstance(visual, Qwen2_5_VisionTransformer) else None
-
-    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
-        features = kwargs.get("input_audio_features")
-        if not isinstance(features, torch.Tensor) or features.dim() == 3:
-            return None  # vLLM's Rust frontend makes a padded batch
-        # vLLM keeps these lengths on the host.
-        frames, encoder = kwargs["audio_feature_lengths"], self.audio_encoder
-        tokens = after_convolutions(host_lengths(frames))
-        return AudioItems(np.array(encoder.embeddings(frames)), encoder.shares(tokens))
-
-    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        encoder, features = self.audio_encoder, kwargs["input_audio_features"]
-        features = features.to(encoder.conv1.weight.dtype)
-        return encoder.graph_buffers(features, kwargs["audio_feature_lengths"])
-
-    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.audio_encoder.forward_graph(values)
-
-    def _process_audio_input(
-        self, audio_input: Qwen2_5OmniAudioFeatureInputs
-    ) -> tuple[torch.Tensor, ...]:
-        encoder = self.audio_tower
-        if not isinstance(encoder, CompiledQwen2_5OmniAudioEncoder):
-            return super()._process_audio_input(audio_input)
-        # vLLM keeps these lengths on the host.
-        frames = audio_input["audio_feature_lengths"]
-        features = audio_input["input_features"].to(encoder.conv1.weight.dtype)
-        return encoder(features, frames).split(encoder.embeddings(frames))

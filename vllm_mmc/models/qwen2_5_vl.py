@@ -2,6 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Qwen2.5-VL with a compiled vision encoder: three graphs for any number of layers.
 
+The regions compute what vLLM's compute. Only the order of windows and of what is
+prepared for them is in the encoder's `forward`.
+
 Host metadata (window index, cu_seqlens, max_seqlen, rotary tables) is vLLM's
 `prepare_encoder_metadata`: computed from the grids before any graph, once per
 forward, with max_seqlen as a tensor on the host.
@@ -38,11 +41,7 @@ from vllm_mmc.sizes.buckets import encoder_forward
     is_encoder=True,
 )
 class CompiledQwen2_5_VisionPatchEmbed(Qwen2_5_VisionPatchEmbed):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # [num_patches, channels * temporal * patch * patch] -> [num_patches, hidden]
-        L, _ = x.shape
-        x = x.view(L, -1, self.temporal_patch_size, self.patch_size, self.patch_size)
-        return self.proj(x).view(L, self.hidden_size)
+    """[num_patches, channels * temporal * patch * patch] -> [num_patches, hidden]."""
 
 
 @support_torch_compile(
@@ -57,26 +56,7 @@ class CompiledQwen2_5_VisionPatchEmbed(Qwen2_5_VisionPatchEmbed):
     is_encoder=True,
 )
 class CompiledQwen2_5_VisionBlock(Qwen2_5_VisionBlock):
-    def forward(
-        self,
-        x: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        rotary_pos_emb_cos: torch.Tensor,
-        rotary_pos_emb_sin: torch.Tensor,
-        max_seqlen: torch.Tensor,
-        sequence_lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        # [num_patches, 1, hidden]
-        x_attn = self.attn(
-            self.norm1(x),
-            cu_seqlens=cu_seqlens,
-            rotary_pos_emb_cos=rotary_pos_emb_cos,
-            rotary_pos_emb_sin=rotary_pos_emb_sin,
-            max_seqlen=max_seqlen,
-            sequence_lengths=sequence_lengths,
-        )
-        x_fused_norm, residual = self.norm2(x, residual=x_attn)
-        return residual + self.mlp(x_fused_norm)
+    """[num_patches, 1, hidden] -> the same."""
 
 
 @support_torch_compile(
@@ -86,9 +66,7 @@ class CompiledQwen2_5_VisionBlock(Qwen2_5_VisionBlock):
     is_encoder=True,
 )
 class CompiledQwen2_5_VisionPatchMerger(Qwen2_5_VisionPatchMerger):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # [num_merged, merge**2, context] -> [num_merged, d_model]
-        return self.mlp(self.ln_q(x).view(-1, self.hidden_size))
+    """[num_merged, merge**2, context] -> [num_merged, d_model]."""
 
 
 BLOCKS = {

@@ -14,18 +14,20 @@ import torch
 from transformers.models.qwen2_audio import Qwen2AudioEncoder
 from vllm.model_executor.models.qwen2_audio import (
     Qwen2AudioForConditionalGeneration,
-    Qwen2AudioInputs,
 )
 
 from vllm_mmc.compat import symbols
-from vllm_mmc.encoder.audio_graphs import AudioItems, SupportsAudioGraphs
+from vllm_mmc.encoder.audio_graphs import AudioInput, SupportsPackedAudio
 from vllm_mmc.encoder.interfaces import EncoderPlan
-from vllm_mmc.encoder.packed import Lengths, host_lengths, mean_pool, whole_groups
-from vllm_mmc.models.whisper import (
-    CLASSES,
-    PackedWhisperEncoder,
+from vllm_mmc.encoder.packed import (
+    Lengths,
     after_convolutions,
+    host_lengths,
+    mean_pool,
+    packed_buffers,
+    whole_groups,
 )
+from vllm_mmc.models.whisper import CLASSES, PackedWhisperEncoder
 
 # === Audio Encoder === #
 
@@ -48,8 +50,9 @@ class CompiledQwen2AudioEncoder(PackedWhisperEncoder):
         clips, _, window = input_features.shape
         speech = host_lengths(frames)
         tokens = after_convolutions(speech)
-        return self.packed_buffers(
+        return packed_buffers(
             input_features.transpose(0, 1).flatten(1),
+            self.conv1.weight,
             start=np.arange(clips) * window,
             # The last token sees two frames after the speech.
             frames=np.minimum(speech + 2, window),
@@ -62,7 +65,7 @@ class CompiledQwen2AudioEncoder(PackedWhisperEncoder):
 
 
 class CompiledQwen2AudioForConditionalGeneration(
-    SupportsAudioGraphs, Qwen2AudioForConditionalGeneration
+    SupportsPackedAudio, Qwen2AudioForConditionalGeneration
 ):
     encoder_plan = EncoderPlan(
         towers={Qwen2AudioEncoder: CompiledQwen2AudioEncoder},
@@ -70,37 +73,9 @@ class CompiledQwen2AudioForConditionalGeneration(
     )
     needs = (symbols.WHISPER_WEIGHTS,)
 
-    @property
-    def audio_encoder(self) -> CompiledQwen2AudioEncoder:
-        return self.audio_tower
-
-    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
-        if "input_features" not in kwargs:
+    def audio_input(self, values: Any) -> AudioInput | None:
+        if (features := values.get("input_features")) is None:
             return None
-        frames = host_lengths(kwargs["feature_attention_mask"].sum(-1))
-        return AudioItems(
-            np.array(self.audio_encoder.embeddings(frames)),
-            self.audio_encoder.shares(after_convolutions(frames)),
-        )
-
-    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        features = kwargs["input_features"].to(self.audio_encoder.conv1.weight.dtype)
-        frames = kwargs["feature_attention_mask"].sum(-1)
-        return self.audio_encoder.graph_buffers(features, frames)
-
-    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.multi_modal_projector(self.audio_encoder.forward_graph(values))
-
-    def _process_audio_input(
-        self, audio_input: Qwen2AudioInputs
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        encoder = self.audio_tower
-        if audio_input["type"] == "audio_embeds" or not isinstance(
-            encoder, CompiledQwen2AudioEncoder
-        ):
-            return super()._process_audio_input(audio_input)
         # The host waits for the device here only.
-        frames = host_lengths(audio_input["feature_attention_mask"].sum(-1))
-        features = audio_input["input_features"].to(encoder.conv1.weight.dtype)
-        x = self.encode_audio(encoder.graph_buffers(features, frames))
-        return x.split(encoder.embeddings(frames))
+        frames = host_lengths(values["feature_attention_mask"].sum(-1))
+        return AudioInput(features, frames)

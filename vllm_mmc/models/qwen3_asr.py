@@ -11,15 +11,12 @@ longest chunk of its batch, which changes the clip's last tokens. This encoder p
 to a whole chunk, as Hugging Face's does, so a clip does not depend on its batch.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from vllm.model_executor.models.qwen2_5_omni_thinker import (
-    Qwen2_5OmniAudioFeatureInputs,
-)
 from vllm.model_executor.models.qwen3_omni_moe_thinker import (
     Qwen3OmniMoeAudioEncoder,
     Qwen3OmniMoeAudioEncoderLayer,
@@ -30,17 +27,9 @@ from vllm_mmc.compilation.decorators import (
     should_torch_compile_mm_encoder,
     support_torch_compile,
 )
-from vllm_mmc.encoder.audio_graphs import (
-    CU_SEQLENS,
-    INDEX,
-    AudioGraphEncoder,
-    AudioItems,
-    Buffer,
-    SupportsAudioGraphs,
-)
+from vllm_mmc.encoder.audio_layouts import ChunkLayout
 from vllm_mmc.encoder.interfaces import EncoderPlan
 from vllm_mmc.encoder.packed import (
-    Ints,
     Lengths,
     cu_seqlens,
     host_lengths,
@@ -51,28 +40,10 @@ from vllm_mmc.encoder.packed import (
 )
 from vllm_mmc.layers.activation import activate_, gelu_
 from vllm_mmc.layers.upcast import upcast_for
+from vllm_mmc.models.qwen2_5_omni import SupportsQwenOmniAudio
 from vllm_mmc.sizes.buckets import encoder_forward
 
 # === Audio Encoder === #
-
-
-class Qwen3AudioMetadata(NamedTuple):
-    """Tensors that depend on the lengths of the clips only.
-
-    Attributes:
-        frames: [chunks, frames of a chunk] int64: the input column of each frame; -1
-            means padding.
-        tokens: [tokens] int64: the convolved columns that are not padding.
-        cu_seqlens: [windows + 1] int32: where windows start and end.
-        max_seqlen: the longest window, int32, on the host.
-        lengths: the number of tokens of each clip, on the host.
-    """
-
-    frames: torch.Tensor
-    tokens: torch.Tensor
-    cu_seqlens: torch.Tensor
-    max_seqlen: torch.Tensor
-    lengths: list[int]
 
 
 @support_torch_compile(
@@ -100,7 +71,7 @@ class CompiledQwen3OmniMoeAudioEncoderLayer(Qwen3OmniMoeAudioEncoderLayer):
         return x
 
 
-class CompiledQwen3OmniMoeAudioEncoder(AudioGraphEncoder, Qwen3OmniMoeAudioEncoder):
+class CompiledQwen3OmniMoeAudioEncoder(ChunkLayout, Qwen3OmniMoeAudioEncoder):
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features, feature_lens)` takes log-mel features [num_mel_bins,
@@ -128,48 +99,31 @@ class CompiledQwen3OmniMoeAudioEncoder(AudioGraphEncoder, Qwen3OmniMoeAudioEncod
         """The inputs of `forward_graph`."""
         metadata = self.prepare_encoder_metadata(feature_lens)
         # [num_mel_bins, chunks, frames of a chunk] -> [chunks, num_mel_bins, frames]
-        padded = F.pad(input_features, (0, 1))
-        return {
-            "chunks": padded[:, metadata.frames].transpose(0, 1),
-            "tokens": metadata.tokens,
-            "cu_seqlens": metadata.cu_seqlens,
-            "max_seqlen": metadata.max_seqlen,
-        }
+        padded = F.pad(input_features.to(self.dtype), (0, 1))
+        chunks = padded[:, metadata.pop("frames")].transpose(0, 1)
+        return {"chunks": chunks, **metadata}
 
     def forward_graph(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[tokens, output_dim]; a single token comes twice."""
         x = self.embed(values["chunks"], values["tokens"])
         return self.forward_packed(x, values["cu_seqlens"], values["max_seqlen"])
 
-    graph_inputs = {"chunks": Buffer(), "tokens": INDEX, "cu_seqlens": CU_SEQLENS}
-
     @property
     def least_share(self) -> int:
-        return _after_cnn(self.n_window * 2)  # a second of speech
+        return _after_cnn(self.n_window * 2)
 
-    def graph_tokens(self, budget: int) -> int:
-        return max(budget, 2)
+    def prepare_encoder_metadata(
+        self, feature_lens: Lengths
+    ) -> dict[str, torch.Tensor]:
+        """Computed on the host; each tensor is one copy to the device.
 
-    def graph_sizes(self, budget: int, items: int) -> dict[str, tuple[int, ...]]:
-        chunks = -(-budget // self.least_share)
-        windows = -(-budget // self.graph_max_seqlen) + items
-        return {
-            "chunks": (chunks, self.num_mel_bins, self.n_window * 2),
-            "tokens": (self.graph_tokens(budget),),
-            "cu_seqlens": (windows + 2,),  # a single token comes twice
-        }
-
-    @property
-    def graph_max_seqlen(self) -> int:
-        return self.least_share * (self.n_window_infer // (self.n_window * 2))
-
-    def shares(self, feature_lens: Lengths) -> Ints:
-        """What each clip takes of a budget: the embeddings of whole chunks."""
-        chunks = -(-host_lengths(feature_lens) // (self.n_window * 2))
-        return chunks * self.least_share
-
-    def prepare_encoder_metadata(self, feature_lens: Lengths) -> Qwen3AudioMetadata:
-        """Computed on the host; each tensor is one copy to the device."""
+        Returns:
+            frames: [chunks, frames of a chunk] int64: the input column of each frame;
+                -1 means padding.
+            tokens: [tokens] int64: the convolved columns that are not padding.
+            cu_seqlens: [windows + 1] int32: where windows start and end.
+            max_seqlen: the longest window, int32, on the host.
+        """
         frames = host_lengths(feature_lens)
         chunk = self.n_window * 2
         clip, index = item_and_offset(-(-frames // chunk))  # of each chunk
@@ -187,13 +141,12 @@ class CompiledQwen3OmniMoeAudioEncoder(AudioGraphEncoder, Qwen3OmniMoeAudioEncod
         sizes = np.minimum(lengths[clip] - index * window, window)
         if len(token) == 1:  # graphs are made for two tokens or more
             token, sizes = token.repeat(2), np.append(sizes, 1)
-        return Qwen3AudioMetadata(
-            frames=on_device(column, self.device),
-            tokens=on_device(token, self.device),
-            cu_seqlens=on_device(cu_seqlens(sizes), self.device, torch.int32),
-            max_seqlen=max_seqlen_tensor(int(sizes.max(initial=0))),
-            lengths=lengths.tolist(),
-        )
+        return {
+            "frames": on_device(column, self.device),
+            "tokens": on_device(token, self.device),
+            "cu_seqlens": on_device(cu_seqlens(sizes), self.device, torch.int32),
+            "max_seqlen": max_seqlen_tensor(int(sizes.max(initial=0))),
+        }
 
     def embed(self, chunks: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """[chunks, num_mel_bins, frames of a chunk] -> [tokens, d_model]."""
@@ -256,40 +209,7 @@ CLASSES = {
 }
 
 
-class SupportsCompiledQwen3Audio(SupportsAudioGraphs):
+class SupportsCompiledQwen3Audio(SupportsQwenOmniAudio):
     """For every model with this audio tower. It goes before the stock class."""
 
     encoder_plan = EncoderPlan(classes=CLASSES, surveyed=("visual",))
-    audio_parts = {"input_audio_features": ("audio_feature_lengths", 1)}
-
-    @property
-    def audio_encoder(self) -> CompiledQwen3OmniMoeAudioEncoder:
-        return self.audio_tower
-
-    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
-        features = kwargs.get("input_audio_features")
-        if not isinstance(features, torch.Tensor) or features.dim() == 3:
-            return None  # vLLM's Rust frontend makes a padded batch
-        lengths, encoder = kwargs["audio_feature_lengths"], self.audio_encoder
-        embeddings = np.array(encoder.embeddings(lengths), np.int64)
-        return AudioItems(embeddings, encoder.shares(lengths))
-
-    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        encoder, features = self.audio_encoder, kwargs["input_audio_features"]
-        # vLLM keeps these lengths on the host.
-        lengths = kwargs["audio_feature_lengths"]
-        return encoder.graph_buffers(features.to(encoder.dtype), lengths)
-
-    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.audio_encoder.forward_graph(values)
-
-    def _process_audio_input(
-        self, audio_input: Qwen2_5OmniAudioFeatureInputs
-    ) -> Iterable[torch.Tensor]:
-        encoder = self.audio_tower
-        if not isinstance(encoder, CompiledQwen3OmniMoeAudioEncoder):
-            return super()._process_audio_input(audio_input)
-        # vLLM keeps these lengths on the host.
-        lengths = audio_input["audio_feature_lengths"]
-        features = encoder(audio_input["input_features"].to(encoder.dtype), lengths)
-        return features.split(encoder.embeddings(lengths))

@@ -20,20 +20,17 @@ from vllm.model_executor.models.ultravox import (
     pad_and_concat_to_dim3,
 )
 
-from vllm_mmc.encoder.audio_graphs import AudioItems, SupportsAudioGraphs
+from vllm_mmc.encoder.audio_graphs import AudioInput, SupportsAudioGraphs
 from vllm_mmc.encoder.interfaces import EncoderPlan
 from vllm_mmc.encoder.packed import (
     Lengths,
+    after_convolutions,
     host_lengths,
+    packed_buffers,
     pad_rows,
     padded_groups,
-    sum_items,
 )
-from vllm_mmc.models.whisper import (
-    CLASSES,
-    PackedWhisperEncoder,
-    after_convolutions,
-)
+from vllm_mmc.models.whisper import CLASSES, PackedWhisperEncoder
 
 
 class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncoder):
@@ -66,6 +63,7 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
             padded_length: the tokens of each chunk, with zeros after the speech; by
                 default its own, up to a multiple of `tokens_per_share`.
         """
+        input_features = pad_and_concat_to_dim3(input_features)
         chunks, _, frames = input_features.shape
         if frames > self.max_context_length:
             raise ValueError(
@@ -75,8 +73,9 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
         speech = host_lengths(audio_lens)
         tokens = after_convolutions(speech)
         step = self.tokens_per_share
-        return self.packed_buffers(
+        return packed_buffers(
             input_features.transpose(0, 1).flatten(1),
+            self.conv1.weight,
             start=np.arange(chunks) * frames,
             frames=speech,
             tokens=tokens,
@@ -87,6 +86,9 @@ class CompiledUltravoxWhisperEncoder(UltravoxWhisperEncoder, PackedWhisperEncode
                 else -(-tokens // step) * step,
             ),
         )
+
+    def embeddings(self, frames: Lengths) -> list[int]:
+        return self.shares(host_lengths(frames)).tolist()
 
     def forward_graph(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return pad_rows(self.layer_norm(self.encode(values)), values["rows"])
@@ -104,29 +106,17 @@ class CompiledUltravoxModel(SupportsAudioGraphs, UltravoxModel):
         "audio_lens": ("audio_num_chunks", 0),
     }
 
-    @property
-    def audio_encoder(self) -> CompiledUltravoxWhisperEncoder:
-        return self.audio_tower
-
     def _enable_graphs(self, vllm_config: VllmConfig) -> None:
         # A projector with layers reads lengths from the device.
         if isinstance(self.multi_modal_projector, UltravoxFeedForwardProjector):
             super()._enable_graphs(vllm_config)
 
-    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
-        if "audio_features" not in kwargs:
+    def audio_input(self, values: Any) -> AudioInput | None:
+        if (features := values.get("audio_features")) is None:
             return None
         # vLLM keeps these lengths on the host.
-        tokens = after_convolutions(host_lengths(kwargs["audio_lens"]))
-        encoder, chunks = self.audio_encoder, host_lengths(kwargs["audio_num_chunks"])
-        embeddings = sum_items(encoder.shares(tokens), chunks)
-        return AudioItems(embeddings, encoder.shares(tokens, chunks))
-
-    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        features = pad_and_concat_to_dim3(kwargs["audio_features"])
-        return self.audio_encoder.graph_buffers(
-            features.to(self.audio_encoder.dtype), kwargs["audio_lens"]
-        )
+        frames, chunks = values["audio_lens"], values["audio_num_chunks"]
+        return AudioInput(features, host_lengths(frames), host_lengths(chunks))
 
     def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         x = self.audio_encoder.forward_graph(values)

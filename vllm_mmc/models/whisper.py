@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from vllm.model_executor.models.utils import cast_overflow_tensors
 from vllm.model_executor.models.whisper import (
     WhisperEncoder,
@@ -29,24 +28,17 @@ from vllm_mmc.compilation.decorators import (
     support_torch_compile,
 )
 from vllm_mmc.encoder.audio_graphs import (
-    CU_SEQLENS,
-    INDEX,
     AudioGraphEncoder,
-    AudioItems,
-    Buffer,
+    AudioInput,
     SupportsAudioGraphs,
 )
+from vllm_mmc.encoder.audio_layouts import PackedLayout, WindowLayout
 from vllm_mmc.encoder.interfaces import EncoderPlan
 from vllm_mmc.encoder.packed import (
-    Ints,
     Lengths,
-    cu_seqlens,
+    after_convolutions,
     host_lengths,
-    item_and_offset,
-    on_device,
     one_item,
-    starts,
-    sum_items,
 )
 from vllm_mmc.layers.activation import activate_, gelu_
 from vllm_mmc.layers.upcast import upcast_for
@@ -117,7 +109,7 @@ class WhisperEncoderBase(AudioGraphEncoder, WhisperEncoder):
         return x
 
 
-class CompiledWhisperEncoder(WhisperEncoderBase):
+class CompiledWhisperEncoder(WindowLayout, WhisperEncoderBase):
     """The encoder, also for serving stacks of your own.
 
     `forward(input_features)` takes log-mel features of shape [items, num_mel_bins,
@@ -150,27 +142,15 @@ class CompiledWhisperEncoder(WhisperEncoderBase):
         x = x + self.embed_positions.weight[: x.shape[1]]
         return x.to(input_features.dtype)
 
-    graph_inputs = {"input_features": Buffer()}
+    def graph_buffers(
+        self, input_features: Any, lengths: Lengths
+    ) -> dict[str, torch.Tensor]:
+        if not isinstance(input_features, torch.Tensor):
+            input_features = torch.stack(list(input_features))
+        return {"input_features": input_features.to(self.conv1.weight.dtype)}
 
-    @property
-    def least_share(self) -> int:
-        return self.max_source_positions
-
-    def graph_tokens(self, budget: int) -> int:
-        positions = self.max_source_positions
-        return max(budget // positions, 1) * positions
-
-    def graph_sizes(self, budget: int, items: int) -> dict[str, tuple[int, ...]]:
-        positions = self.max_source_positions
-        held = self.graph_tokens(budget) // positions
-        return {"input_features": (held, self.num_mel_bins, 2 * positions)}
-
-    @property
-    def token_multiple(self) -> int:
-        return self.max_source_positions
-
-    def max_packed_tokens(self, embeddings: int) -> int:
-        return embeddings // self.token_multiple * self.token_multiple
+    def forward_graph(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self(values["input_features"]).flatten(0, 1)
 
     def run_dummy(self, tokens: int) -> torch.Tensor:
         items, frames = tokens // self.token_multiple, self.token_multiple * 2
@@ -178,7 +158,7 @@ class CompiledWhisperEncoder(WhisperEncoderBase):
         return CompiledWhisperEncoder.forward(self, mel)
 
 
-class PackedWhisperEncoder(WhisperEncoderBase):
+class PackedWhisperEncoder(PackedLayout, WhisperEncoderBase):
     """Whisper's encoder over sequences of any length, without their padding.
 
     It also replaces encoders of Hugging Face that have Whisper's layers: it loads their
@@ -188,56 +168,6 @@ class PackedWhisperEncoder(WhisperEncoderBase):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(enable_pp=False, **kwargs)
-
-    def packed_buffers(
-        self,
-        features: torch.Tensor,
-        *,
-        start: Ints,
-        frames: Ints,
-        tokens: Ints,
-        rows: Ints | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """The inputs of `encode`, from lengths on the host; one copy each.
-
-        Args:
-            features: [num_mel_bins, frames].
-            start: the first frame of each sequence.
-            frames: the number of frames of each sequence that the convolutions see,
-                with zeros before and after them.
-            tokens: the number of tokens of each sequence that are kept.
-            rows: indices that the body of a family gathers.
-
-        Returns:
-            frames: [num_mel_bins, columns]: sequences side by side. In the gaps between
-                them, the convolutions see the zeros that they would pad with.
-            gaps: [gaps] int64: the columns of zeros.
-            tokens: [tokens] int64: the columns that are kept, after the convolutions.
-            positions: [tokens] int64: the offset of each token in its sequence.
-            cu_seqlens: [sequences + 1] int32: where sequences start and end.
-            max_seqlen: the longest sequence, int32, on the host.
-            rows: [rows] int64, if given.
-        """
-        # A gap has one column or more. Sections are even, because the stride is 2.
-        sections = (frames // 2 + 1) * 2
-        sequence, column = item_and_offset(sections)
-        gap = column >= frames[sequence]
-        columns = np.where(gap, -1, start[sequence] + column)
-        sequence, position = item_and_offset(tokens)
-        kept = starts(sections)[sequence] // 2 + position
-        if len(kept) == 1:  # graphs are made for two tokens or more
-            kept, position = kept.repeat(2), position.repeat(2)
-            tokens = np.append(tokens, 1)
-        device = self.conv1.weight.device
-        values = {
-            "frames": F.pad(features, (0, 1))[:, on_device(columns, device)],
-            "gaps": on_device(np.flatnonzero(gap), device),
-            "tokens": on_device(kept, device),
-            "positions": on_device(position, device),
-            "cu_seqlens": on_device(cu_seqlens(tokens), device, torch.int32),
-            "max_seqlen": max_seqlen_tensor(int(tokens.max(initial=0))),
-        }
-        return values if rows is None else values | {"rows": on_device(rows, device)}
 
     def encode(
         self,
@@ -257,63 +187,7 @@ class PackedWhisperEncoder(WhisperEncoderBase):
             sequence_lengths,
         )
 
-    graph_inputs = {
-        "frames": Buffer(dim=1),
-        "gaps": Buffer(fill=-1, dtype=torch.int64),  # the last column is always one
-        "tokens": INDEX,
-        "positions": INDEX,
-        "cu_seqlens": CU_SEQLENS,
-        "rows": Buffer(fill=-1, dtype=torch.int64),
-    }
-    tokens_per_share = 2
-    """How many tokens become an embedding."""
-
-    @property
-    def graph_max_seqlen(self) -> int:
-        return self.max_source_positions
-
-    @property
-    def least_share(self) -> int:
-        return TOKENS_PER_SECOND // self.tokens_per_share
-
-    def graph_tokens(self, budget: int) -> int:
-        return budget * self.tokens_per_share
-
-    def graph_sizes(self, budget: int, items: int) -> dict[str, tuple[int, ...]]:
-        tokens = self.graph_tokens(budget)
-        sequences = budget // self._largest_share + items
-        # Of a sequence the convolutions see two frames more than twice its tokens, and
-        # behind it up to two columns of zeros.
-        columns = 2 * tokens + 4 * sequences
-        return {
-            "frames": (self.num_mel_bins, columns),
-            "gaps": (2 * sequences,),
-            "tokens": (tokens,),
-            "positions": (tokens,),
-            "cu_seqlens": (sequences + 2,),  # a single token comes twice
-            "rows": (tokens,),
-        }
-
-    @property
-    def _largest_share(self) -> int:
-        return self.graph_max_seqlen // self.tokens_per_share
-
-    def shares(self, tokens: Ints, sequences: Ints | None = None) -> Ints:
-        """What each item takes of a budget.
-
-        Args:
-            tokens: of each sequence.
-            sequences: of each item; by default 1.
-        """
-        each = -(-tokens // self.tokens_per_share)
-        if sequences is None:
-            return each
-        # All sequences but the last are of full length, or count as if they were.
-        full = (sequences - 1) * self._largest_share + 1
-        return np.maximum(sum_items(each, sequences), full)
-
-    @staticmethod
-    def embeddings(frames: Lengths) -> list[int]:
+    def embeddings(self, frames: Lengths) -> list[int]:
         """The number of embeddings of each clip, from its number of frames."""
         return (after_convolutions(host_lengths(frames)) // 2).tolist()
 
@@ -322,23 +196,9 @@ class PackedWhisperEncoder(WhisperEncoderBase):
         loaded: set[str] = symbols.WHISPER_WEIGHTS.need()(self, weights)
         return loaded | {"embed_positions.weight"}  # computed if missing
 
-    tokens_per_embedding = 3
-    """Upper bound: 2 tokens per embedding, plus one unpaired last token."""
-
-    def max_packed_tokens(self, embeddings: int) -> int:
-        return embeddings * self.tokens_per_embedding
-
     def run_dummy(self, tokens: int) -> torch.Tensor:
         width = self.layer_norm.weight.shape[0]
         return self.forward_packed(*one_item(tokens, width, self.conv1.weight))
-
-
-TOKENS_PER_SECOND = 50
-
-
-def after_convolutions(frames: Ints) -> Ints:
-    """Tokens after the convolutions, of which the second has stride 2."""
-    return (frames - 1) // 2 + 1
 
 
 CLASSES = BLOCKS | {WhisperEncoder: CompiledWhisperEncoder}
@@ -353,19 +213,9 @@ class CompiledWhisperForConditionalGeneration(
     def audio_encoder(self) -> CompiledWhisperEncoder:
         return self.model.encoder
 
-    def audio_items(self, kwargs: Mapping[str, Any]) -> AudioItems | None:
+    def audio_input(self, values: Any) -> AudioInput | None:
         positions = self.audio_encoder.max_source_positions
-        items = kwargs["input_features"]
-        if any(item.shape[-1] != 2 * positions for item in items):
+        clips = values["input_features"]
+        if any(clip.shape[-1] != 2 * positions for clip in clips):
             return None
-        each = np.full(len(items), positions)
-        return AudioItems(each, each)
-
-    def audio_buffers(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        features = kwargs["input_features"]
-        if not isinstance(features, torch.Tensor):
-            features = torch.stack(features)
-        return {"input_features": features.to(self.dtype)}
-
-    def encode_audio(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.audio_encoder(values["input_features"]).flatten(0, 1)
+        return AudioInput(clips, np.full(len(clips), positions))
