@@ -19,6 +19,8 @@ from mmc_testing.checkpoints import FAMILIES
 from mmc_testing.engine import Server, vllm_serve
 from tests.e2e import bad_inputs
 from tests.e2e.bad_inputs import Bad
+from tests.e2e.bad_pictures import PICTURES
+from tests.e2e.bad_speech import SPEECH
 
 pytestmark = pytest.mark.slow  # two servers for each family
 
@@ -42,13 +44,13 @@ class Family:
 
 ASKED = {
     "qwen2_5_vl": Family(
-        bad_inputs.PICTURES,
+        PICTURES,
         Bad(bad_inputs.SEES, 200),
         ("--trust-request-mm-kwargs", "--allowed-local-media-path", "{folder}"),
         {"max_model_len": 1024, "max_num_batched_tokens": 1024},
     ),
     "qwen2_audio": Family(
-        bad_inputs.SPEECH,
+        SPEECH,
         Bad(bad_inputs.HEARS, 200),
         engine_args=FAMILIES["qwen2_audio"].engine_args,
     ),
