@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """What `vllm-mmc doctor` says of what an engine has shown."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def test_wrong_use_is_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # vLLM gives its logger a handler for stdout, which is this test's.
+    monkeypatch.setattr(logging.getLogger("vllm"), "handlers", [])
     text_model = tmp_path / "text"
     LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(text_model)
     for model, said in {
