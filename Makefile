@@ -25,7 +25,8 @@ export PYTHONPATH := $(abspath $(FRONT))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-one test-two test-next test-parts test-slow test-upstream
+.PHONY: help setup demo check check-one check-two test test-one test-two test-next
+.PHONY: test-parts test-slow test-upstream
 .PHONY: record coverage upstream patches prove-patches lint docs site package bench clean
 
 help: ## show this list
@@ -40,7 +41,16 @@ demo: $(READY) ## stock against compiled, on this machine: pictures, then speech
 FAMILY := minicpmo
 
 check: $(READY) $(OTHER) ## while you write, in two minutes: no engine, one family
-	$(BIN)/pytest tests/unit tests/models/test_$(FAMILY).py
+	@$(MAKE) --jobs=2 --output-sync=line --keep-going check-one check-two
+
+# Halves again: the first starts processes of vLLM.
+REGISTERED := $(addprefix tests/unit/test_,plugin.py other_plugins.py symbols.py)
+
+check-one: $(READY)
+	$(BIN)/pytest $(REGISTERED)
+
+check-two: $(READY)
+	$(BIN)/pytest tests/unit $(REGISTERED:%=--ignore=%) tests/models/test_$(FAMILY).py
 
 test: $(READY) $(OTHER) ## the tests, VLLM=0.31.0 with that release: two halves at once
 	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-one test-two
