@@ -37,7 +37,7 @@ def build(checkpoint: str) -> CompiledQwen2_5_VisionTransformer:
     device = vllm_config.device_config.device
     # What every layer of vLLM needs: a current configuration and process groups.
     with set_current_vllm_config(vllm_config):
-        init_distributed_environment(1, 0, "tcp://127.0.0.1:29511", 0, backend="gloo")
+        init_distributed_environment(1, 0, "tcp://127.0.0.1:0", 0, backend="gloo")
         ensure_model_parallel_initialized(1, 1)
         vision_config = vllm_config.model_config.hf_config.vision_config
         with device:

@@ -2,11 +2,13 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vllm_mmc project
 """Every op of encoder attention computes the reference, on every path it has."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.v1.attention.ops.vit_attn_wrappers import torch_sdpa_wrapper
 
+from mmc_testing.as_on_cuda import package_varlen
 from vllm_mmc.attention import cpu_kernel, vit_attn_wrappers
 from vllm_mmc.attention.cpu_kernel import State
 from vllm_mmc.attention.reference import attention_reference
@@ -382,38 +385,28 @@ def test_bad_prefixes_of_the_kernel() -> None:
 
 
 @pytest.fixture
-def flash_attn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """A `flash_attn` package with the signature of the real one; what it was asked."""
-    calls = []
-
-    def flash_attn_varlen_func(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        cu_seqlens_q: torch.Tensor,
-        cu_seqlens_k: torch.Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        dropout_p: float = 0.0,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        window_size: tuple[int, int] = (-1, -1),
-    ) -> torch.Tensor:
-        calls.append({"max_seqlen": max_seqlen_q, "cu_seqlens": cu_seqlens_q.tolist()})
-        assert cu_seqlens_q is cu_seqlens_k and max_seqlen_q == max_seqlen_k
-        assert (dropout_p, causal) == (0.0, False) and type(max_seqlen_q) is int
-        q, k, v = q[None], k[None], v[None]
-        return attention_reference(q, k, v, softmax_scale, cu_seqlens_q)[0]
-
+def flash_attn(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+    """`flash_attn_varlen_func` of a stand-in for the package."""
     package = ModuleType("flash_attn")
-    package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+    varlen = mock.create_autospec(package_varlen, side_effect=package_varlen)
+    package.flash_attn_varlen_func = varlen  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", package)
-    return calls
+    return varlen
+
+
+def was_asked(flash_attn: mock.Mock, max_seqlen: int, cu_seqlens: list[int]) -> None:
+    flash_attn.assert_called_once()
+    _, args, kwargs = flash_attn.mock_calls[0]
+    asked = inspect.signature(package_varlen).bind(*args, **kwargs).arguments
+    for side in "qk":
+        assert asked[f"max_seqlen_{side}"] == max_seqlen
+        assert type(asked[f"max_seqlen_{side}"]) is int
+        assert asked[f"cu_seqlens_{side}"].tolist() == cu_seqlens
 
 
 @pytest.mark.parametrize("max_seqlen", [20, torch.tensor(20), None])
 def test_flash_attn(
-    max_seqlen: int | torch.Tensor | None, flash_attn: list[dict[str, Any]]
+    max_seqlen: int | torch.Tensor | None, flash_attn: mock.Mock
 ) -> None:
     qkv, cu_seqlens = make([3, 0, 20], head_size=32)
     found = OPS.flash_attn_maxseqlen_wrapper(
@@ -426,15 +419,14 @@ def test_flash_attn(
         vit_attn_wrappers.max_seqlen_tensor(max_seqlen),
     )
     close(found, attention_reference(*qkv, 0.2, cu_seqlens))
-    longest = 23 if max_seqlen is None else 20
-    assert flash_attn == [{"max_seqlen": longest, "cu_seqlens": [0, 3, 3, 23]}]
+    was_asked(flash_attn, 23 if max_seqlen is None else 20, [0, 3, 3, 23])
 
 
-def test_flash_attn_without_cu_seqlens(flash_attn: list[dict[str, Any]]) -> None:
+def test_flash_attn_without_cu_seqlens(flash_attn: mock.Mock) -> None:
     q, k, v = torch.randn(3, 2, 9, 4, 32)
     found = OPS.flash_attn_maxseqlen_wrapper(q, k, v, 2, False, None)
     close(found, attention_reference(q, k, v))
-    assert flash_attn == [{"max_seqlen": 9, "cu_seqlens": [0, 9, 18]}]
+    was_asked(flash_attn, 9, [0, 9, 18])
 
 
 def test_max_seqlen_is_never_read_from_a_device() -> None:
