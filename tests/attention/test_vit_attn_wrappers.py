@@ -398,6 +398,7 @@ def was_asked(flash_attn: mock.Mock, max_seqlen: int, cu_seqlens: list[int]) -> 
     flash_attn.assert_called_once()
     _, args, kwargs = flash_attn.mock_calls[0]
     asked = inspect.signature(package_varlen).bind(*args, **kwargs).arguments
+    assert asked["cu_seqlens_q"] is asked["cu_seqlens_k"]
     for side in "qk":
         assert asked[f"max_seqlen_{side}"] == max_seqlen
         assert type(asked[f"max_seqlen_{side}"]) is int

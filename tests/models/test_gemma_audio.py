@@ -104,7 +104,7 @@ def both(
     """Stock's tower, and a copy of it that is ours."""
     stock = prepare(BUILT[family](**kwargs)).to(dtype)
     ours = install(deepcopy(stock), EncoderPlan(classes=ENCODER_REWRITES), config)
-    assert type(ours) in ENCODER_REWRITES.values()
+    assert (type(stock), type(ours)) in ENCODER_REWRITES.items()
     assert list(ours.state_dict()) == list(stock.state_dict())
     return stock, ours
 
