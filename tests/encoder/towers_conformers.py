@@ -69,6 +69,7 @@ def _granite_clips(clips: int, frames: int) -> Inputs:
             (1, 100),
             (4, 41),
             (2, 19),
+            (3, 1),
         ],
     ),
     {"GraniteSpeechConformerBlock": 4},

@@ -51,7 +51,9 @@ class GraniteSpeechBlockAttention(GraniteSpeechConformerAttention):
         out = out.transpose(2, 3).reshape(
             batch, blocks * context, self.to_out.in_features
         )
-        return self.to_out(out.narrow(1, 0, frames))
+        # A view into padded rows would be a batched product, for which Inductor makes
+        # one graph for clips of one frame and one for all others.
+        return self.to_out(out.narrow(1, 0, frames).contiguous())
 
 
 ENCODER_REWRITES = {
