@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ import pytest
 
 from mmc_testing.release import RELEASE
 from vllm_mmc.catalog import CATALOG
+from vllm_mmc.compat import garbage
 
 PAGES_OF = "0.32"
 """The release of vLLM that the pages and the census are made from."""
@@ -149,6 +151,13 @@ class VersionRecord:
             of_release[file] = {**outcomes, **here}
         text = json.dumps(known, indent=2, sort_keys=True)
         self.path.write_text(text + "\n")
+
+
+@pytest.fixture(autouse=True)
+def garbage_between_tests() -> Iterator[None]:
+    """Layers of an earlier test are not collected while vLLM traces for this one."""
+    with garbage.kept():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 """An artifact is loaded where it fits and nowhere else."""
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -76,6 +77,29 @@ def test_a_second_start_loads() -> None:
         start_anew(2.0)
     factors = json.loads((entry / cache.FACTORS).read_text())
     assert {"vllm_mmc", "vllm", "torch", "structure", "graph"} <= factors.keys()
+
+
+def test_no_garbage_is_collected_while_a_graph_is_made_or_loaded() -> None:
+    """A finalizer of vLLM's aborts the process there (compat/garbage.py)."""
+    tracing = []
+
+    def collected(*_: object) -> None:
+        tracing.append(torch._guards.TracingContext.try_get() is not None)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(collected)
+    gc.set_threshold(1)
+    gc.enable()
+    try:
+        compile_one(2.5)
+        with counters.expect(artifact_loads=1):
+            start_anew(2.5)
+        assert gc.isenabled()
+    finally:
+        gc.disable()
+        gc.set_threshold(*before)
+        gc.callbacks.remove(collected)
+    assert tracing and not any(tracing)
 
 
 def test_another_structure_does_not() -> None:

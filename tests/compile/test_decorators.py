@@ -3,7 +3,6 @@
 """`support_torch_compile`: vLLM's meaning and errors, one graph per structure."""
 
 import contextlib
-import gc
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -197,26 +196,6 @@ def test_the_first_call_may_have_gradients_on(vllm_config: VllmConfig) -> None:
     region(torch.randn(4, HIDDEN))
     with torch.inference_mode():
         check(region, torch.randn(4, HIDDEN))
-
-
-def test_no_garbage_is_collected_while_tracing(vllm_config: VllmConfig) -> None:
-    """A finalizer of vLLM's aborts the process there (compat/garbage.py)."""
-    tracing = []
-
-    def collected(*_: object) -> None:
-        tracing.append(torch._guards.TracingContext.try_get() is not None)
-
-    before = gc.get_threshold()
-    gc.callbacks.append(collected)
-    gc.set_threshold(1)
-    try:
-        with counters.expect(graphs=1):
-            CompiledRegion(scale=5.5)(torch.randn(4, HIDDEN))
-    finally:
-        gc.set_threshold(*before)
-        gc.callbacks.remove(collected)
-    assert tracing and not any(tracing)
-    assert gc.isenabled()
 
 
 def test_arguments_are_left_as_they_were(vllm_config: VllmConfig) -> None:

@@ -159,7 +159,11 @@ def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_garbage() -> None:
-    assert gc.isenabled()
+    assert not gc.isenabled()  # tests/conftest.py
+    with garbage.kept():
+        assert not gc.isenabled()
+    assert not gc.isenabled()
+    gc.enable()
     with garbage.kept():
         assert not gc.isenabled()
     assert gc.isenabled()

@@ -365,7 +365,11 @@ class SharedGraph:
         runs = vllm_config.compilation_config.backend == "eager"
 
         # Guards remember the mode in which they are made or loaded.
-        with torch.inference_mode(), set_current_vllm_config(vllm_config):
+        with (
+            torch.inference_mode(),
+            set_current_vllm_config(vllm_config),
+            garbage.kept(),
+        ):
             found = store.load_or_make(
                 entry,
                 self._scope,
@@ -392,7 +396,7 @@ class SharedGraph:
         self, module: nn.Module, arguments: Arguments, vllm_config: VllmConfig
     ) -> tuple[Graph, Any]:
         start, backend = time.perf_counter(), _seconds_of_backend()
-        with inductor_threads.more(), garbage.kept():
+        with inductor_threads.more():
             compiled = self._compile(module, arguments, vllm_config)
         seconds = time.perf_counter() - start
         backend = _seconds_of_backend() - backend
