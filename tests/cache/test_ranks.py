@@ -207,6 +207,18 @@ def test_layers_of_two_ranks_are_of_one_structure(
     assert first.rank == tuple(name.replace("=1", "=0") for name in second.rank)
 
 
+def test_a_layer_that_each_rank_has_whole_has_no_rank(
+    monkeypatch: pytest.MonkeyPatch, vllm_config: VllmConfig
+) -> None:
+    """Llama4 projects so, with whole items on each rank."""
+    layers(1, monkeypatch)
+    encoder = nn.Sequential(linear.ReplicatedLinear(HIDDEN, HIDDEN))
+    assert (encoder[0].tp_rank, encoder[0].tp_size) == (1, 2)
+    install(encoder, EncoderPlan(), vllm_config)
+    assert (encoder[0].tp_rank, encoder[0].tp_size) == (0, 1)
+    assert not structure_of(encoder).rank
+
+
 # ---------------------------------------------------------------- together
 
 TOGETHER = """
