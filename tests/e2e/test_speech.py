@@ -195,9 +195,10 @@ def test_answers_as_stock_does(
             assert answer.status == 200
         elif theirs.status == 500:
             assert "at least 321 samples" in answer.error and name == "one sample"
-        elif theirs.status == 400 and name == "stereo":
-            # For some models stock takes one channel only. Ours averages for all.
-            assert answer.status == 200
+        elif theirs.status == 400 and "stereo" in name:
+            # For some models stock takes one channel only. Ours averages, but for
+            # Voxtral, whose tokenizer (mistral_common) refuses before ours is asked.
+            assert answer.status == (400 if family == "voxtral" else 200)
         elif family == "kimi_audio":
             # Stock leaves the bias of keys as it finds the memory, so it answers
             # anything. With that bias zero it answers as ours: `vllm-mmc demo`.
@@ -237,14 +238,17 @@ def test_each_region_was_compiled_once(
 ) -> None:
     for wav in good.values():
         ask(server, family, wav)
-    compiled = re.findall(r"\[(\w+)\] compiled in", server.log.read_text())
+    log = server.log.read_text()
+    compiled = re.findall(r"\[(\w+)\] compiled in .*\(structure (\w+)\)", log)
+    assert len(compiled) == len(set(compiled))
+    # Beside ours there are surveyed regions, for the pictures of Qwen3-Omni.
+    ours = [name for name, _ in compiled if name.startswith("Compiled")]
     (regions,) = {len(entry.regions) for entry in CATALOG if entry.family == family}
     # Or loaded: another test of this session may have left them in the cache.
-    assert len(compiled) in (0, regions)
-    assert len(compiled) == len(set(compiled))
+    assert len(ours) in (0, regions)
     if known := FAMILIES[family].regions:
-        assert compiled in ([], [*known])
-    assert "graphs" in server.log.read_text()
+        assert ours in ([], [*known])
+    assert "graphs" in log
 
 
 def test_clips_of_one_file_can_differ_in_length(server: Server, family: str) -> None:
