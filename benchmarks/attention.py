@@ -79,7 +79,6 @@ def main() -> int:
     environment = harness.environment() | {
         "cpu_kind": cpu_choice.kind(),
         "cpu_flags": [flag for flag in FLAGS if flag in cpu_flags()],
-        "pytorch_capability": torch.backends.cpu.get_cpu_capability(),
         "clock": "CPU time" if args.busy else "wall",
     }
     rows, wrong = [], 0
