@@ -211,12 +211,16 @@ def test_a_layer_that_each_rank_has_whole_has_no_rank(
     monkeypatch: pytest.MonkeyPatch, vllm_config: VllmConfig
 ) -> None:
     """Llama4 projects so, with whole items on each rank."""
-    layers(1, monkeypatch)
-    encoder = nn.Sequential(linear.ReplicatedLinear(HIDDEN, HIDDEN))
-    assert (encoder[0].tp_rank, encoder[0].tp_size) == (1, 2)
-    install(encoder, EncoderPlan(), vllm_config)
-    assert (encoder[0].tp_rank, encoder[0].tp_size) == (0, 1)
-    assert not structure_of(encoder).rank
+    found = []
+    for rank in range(2):
+        layers(rank, monkeypatch)
+        encoder = nn.Sequential(linear.ReplicatedLinear(HIDDEN, HIDDEN))
+        assert (encoder[0].tp_rank, encoder[0].tp_size) == (rank, 2)
+        install(encoder, EncoderPlan(), vllm_config)
+        assert (encoder[0].tp_rank, encoder[0].tp_size) == (0, 1)
+        found.append(structure_of(encoder))
+    assert found[0].digest == found[1].digest
+    assert found[0].rank == found[1].rank == ()
 
 
 # ---------------------------------------------------------------- together

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 from vllm.config import VllmConfig, get_current_vllm_config
-from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
+from vllm.model_executor.layers.linear import ReplicatedLinear
 
 from vllm_mmc.attention.mm_encoder_attention import MMEncoderAttention, attention_for
 from vllm_mmc.compilation.compiler import stock_compile_off
@@ -211,11 +211,10 @@ class _Walk:
         # A module that ranks do not share has no rank, as vLLM has it in InternViT.
         # With `--mm-encoder-tp-mode data`, other encoders of vLLM name it anyway.
         if isinstance(new, ReplicatedLinear):
-            new.tp_size = 1
-        if getattr(new, "tp_size", None) == 1 and vars(new).get("tp_rank"):
+            new.tp_rank, new.tp_size = 0, 1
+            new.update_param_tp_status()
+        elif getattr(new, "tp_size", None) == 1 and vars(new).get("tp_rank"):
             new.tp_rank = 0
-            if isinstance(new, LinearBase):
-                new.update_param_tp_status()
         return new
 
     def _built(
